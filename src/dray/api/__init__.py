@@ -1,0 +1,1 @@
+"""Typed models of the Engine API and its version shims."""

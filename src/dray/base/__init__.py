@@ -1,0 +1,1 @@
+"""What every floor may use: error kinds, digests, references, atomic files, units."""

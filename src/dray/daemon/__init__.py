@@ -1,0 +1,1 @@
+"""drayd: configuration, wiring and the main loop."""

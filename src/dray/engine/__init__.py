@@ -1,0 +1,1 @@
+"""What dockerd does: containers, execs, images, events, supervision."""

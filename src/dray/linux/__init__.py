@@ -1,0 +1,1 @@
+"""One module per kernel facility; mechanisms only, no policy."""

@@ -1,0 +1,1 @@
+"""Logging drivers: what becomes of a container's output."""

@@ -1,0 +1,1 @@
+"""Networks: drivers, addresses, sandboxes, published ports."""

@@ -1,0 +1,1 @@
+"""OCI image and runtime documents as typed data."""

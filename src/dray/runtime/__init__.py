@@ -1,0 +1,1 @@
+"""The OCI runtime: namespaces, root filesystem, privileges, execve."""

@@ -1,0 +1,1 @@
+"""The Engine's REST API: decode, call the engine, encode."""

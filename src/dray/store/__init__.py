@@ -1,0 +1,1 @@
+"""Content, images, snapshots and the metadata of everything."""

@@ -1,0 +1,1 @@
+"""Bytes on the wire: stdcopy frames and the shim's messages."""
