@@ -56,7 +56,9 @@ class Events:
         """Return the kept events not older than `since` (unix nanoseconds)."""
         return [message for message in self._buffer if (message.time_nano or 0) >= since]
 
-    async def stream(self, *, since: int | None, until: int | None, matches: Matches) -> AsyncIterator[EventMessage]:
+    async def stream(
+        self, *, since: int | None, until: int | None, matches: Matches
+    ) -> AsyncIterator[EventMessage]:
         """Yield matching events: the kept ones from `since` on, then live ones until `until` (None: for ever)."""
         with self.subscribed() as queue:
             if since is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -109,13 +109,15 @@ class Exec:
 
     id: str
     container_id: str
-    process: dict[str, object]
+    process: dict[str, Any]
     tty: bool
     open_stdin: bool
     open_stdout: bool
     open_stderr: bool
     privileged: bool
     detach_keys: str
+    user: str
+    command: list[str]
     pid: int = 0
     running: bool = False
     started: bool = False

@@ -128,7 +128,11 @@ def _mount(mount: Mount) -> MountPoint:
     destination = posixpath.normpath(mount.target)
     if destination == "/":
         raise refuse("invalid specification: destination can't be '/'")
-    for field, owner in (("bind", mount.bind_options), ("volume", mount.volume_options), ("tmpfs", mount.tmpfs_options)):
+    for field, owner in (
+        ("bind", mount.bind_options),
+        ("volume", mount.volume_options),
+        ("tmpfs", mount.tmpfs_options),
+    ):
         if owner is not None and field != kind:
             raise refuse(f"field {field.capitalize()}Options must not be specified")
     point = MountPoint(type=kind, destination=destination, rw=not mount.read_only)

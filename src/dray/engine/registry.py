@@ -61,9 +61,7 @@ class Registry:
         """Return a free, valid name without slash; Conflict in Docker's words if it is taken."""
         bare = name.removeprefix("/")
         if not _NAME.fullmatch(bare):
-            raise InvalidParameter(
-                f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-            )
+            raise InvalidParameter(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
         if holder := self._by_name.get(bare):
             raise Conflict(
                 f'Conflict. The container name "/{bare}" is already in use by container "{holder}". '
