@@ -16,8 +16,24 @@ import msgspec
 from dray.base.errors import InvalidParameter
 
 CONTAINERS = frozenset(
-    "ancestor before exited expose health id is-task isolation label label! name network publish since status "
-    "volume".split()  # noqa: SIM905
+    {
+        "ancestor",
+        "before",
+        "exited",
+        "expose",
+        "health",
+        "id",
+        "is-task",
+        "isolation",
+        "label",
+        "label!",
+        "name",
+        "network",
+        "publish",
+        "since",
+        "status",
+        "volume",
+    }
 )
 CONTAINERS_PRUNE = frozenset({"label", "label!", "until"})
 IMAGES = frozenset({"before", "dangling", "label", "label!", "reference", "since", "until", "containers"})
@@ -25,7 +41,23 @@ IMAGES_PRUNE = frozenset({"dangling", "label", "label!", "until"})
 IMAGES_SEARCH = frozenset({"is-automated", "is-official", "stars"})
 BUILD_PRUNE = frozenset({"description", "id", "inuse", "parent", "private", "shared", "type", "until"})
 EVENTS = frozenset(
-    "config container daemon event image label network node plugin scope secret service type volume builder".split()  # noqa: SIM905
+    {
+        "config",
+        "container",
+        "daemon",
+        "event",
+        "image",
+        "label",
+        "network",
+        "node",
+        "plugin",
+        "scope",
+        "secret",
+        "service",
+        "type",
+        "volume",
+        "builder",
+    }
 )
 VOLUMES = frozenset({"dangling", "driver", "label", "label!", "name"})
 VOLUMES_PRUNE = frozenset({"all", "label", "label!"})

@@ -45,7 +45,9 @@ class Containers(Protocol):
     ) -> models.ContainerCreateResponse:
         """Create a container. NotFound `No such image: x` makes clients pull; Conflict if the name is taken."""
 
-    async def list(self, *, all: bool, limit: int, size: bool, filters: Filters) -> list[models.ContainerSummary]:
+    async def list_containers(
+        self, *, all: bool, limit: int, size: bool, filters: Filters
+    ) -> list[models.ContainerSummary]:
         """List containers, newest first; `limit` 0 is no limit, a limit implies `all`."""
 
     async def inspect(self, ref: str, *, size: bool) -> models.ContainerInspectResponse:
@@ -152,7 +154,7 @@ class Execs(Protocol):
 class Images(Protocol):
     """Images present on the host. `platform` arguments are the client's JSON text or `os/arch`, or empty."""
 
-    async def list(
+    async def list_images(
         self, *, all: bool, filters: Filters, shared_size: bool, manifests: bool, identity: bool
     ) -> list[models.ImageSummary]:
         """List images."""
@@ -233,7 +235,7 @@ class Networks(Protocol):
     async def create(self, request: models.NetworkCreateRequest) -> models.NetworkCreateResponse:
         """Create a network."""
 
-    async def list(self, filters: Filters) -> list[models.NetworkSummary]:
+    async def list_networks(self, filters: Filters) -> list[models.NetworkSummary]:
         """List networks."""
 
     async def inspect(self, ref: str, *, verbose: bool, scope: str) -> models.NetworkInspect:
@@ -258,7 +260,7 @@ class Volumes(Protocol):
     async def create(self, request: models.VolumeCreateRequest) -> models.Volume:
         """Create a volume, or return the one of that name and driver."""
 
-    async def list(self, filters: Filters) -> models.VolumeListResponse:
+    async def list_volumes(self, filters: Filters) -> models.VolumeListResponse:
         """List volumes."""
 
     async def inspect(self, name: str) -> models.Volume:
