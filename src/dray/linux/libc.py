@@ -14,8 +14,8 @@ is as sane as after `os.fork()`. It must only be called by a single-threaded pro
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-import signal
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -57,6 +57,7 @@ MNT_FORCE = 0x1
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
+SIGCHLD = 17  # the signal module would bring enum: milliseconds of start-up
 CLONE_NEWTIME = 0x80
 CLONE_VFORK = 0x4000
 CLONE_PARENT = 0x8000
@@ -234,9 +235,9 @@ for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
     _hook.argtypes, _hook.restype = (), None
 
 
-def oserror(syscall: str, path: Path | None = None, errno: int | None = None) -> OSError:
+def oserror(syscall: str, path: Path | None = None, code: int | None = None) -> OSError:
     """Return the OSError of the call that just failed, naming `syscall` and `path`."""
-    code = ctypes.get_errno() if errno is None else errno
+    code = ctypes.get_errno() if code is None else code
     reason = f"{syscall}: {os.strerror(code)}"
     return OSError(code, reason) if path is None else OSError(code, reason, os.fsdecode(path))
 
@@ -254,7 +255,7 @@ def mount(source: Path, target: Path, fstype: str = "", flags: int = 0, data: st
     """mount(2). `data` is the file system's own options, at most a page less one byte."""
     text = os.fsencode(data)
     if len(text) >= os.sysconf("SC_PAGESIZE"):
-        raise OSError(7, "mount: options are longer than a page", os.fsdecode(target))
+        raise OSError(errno.E2BIG, "mount: options are longer than a page", os.fsdecode(target))
     result = _mount(
         os.fsencode(source), os.fsencode(target), os.fsencode(fstype) or None, flags, text or None
     )  # fmt: skip
@@ -355,7 +356,7 @@ def openat2(dirfd: int, path: Path, flags: int, *, mode: int = 0, resolve: int =
     encoded = os.fsencode(path)
     for _ in range(128):
         fd = _openat2(dirfd, encoded, how, len(how))
-        if fd >= 0 or ctypes.get_errno() not in (4, 11):
+        if fd >= 0 or ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):
             break
     return _checked(fd, "openat2", path)
 
@@ -391,7 +392,7 @@ def setns(fd: int, nstype: int = 0) -> None:
     _checked(_setns(fd, nstype), "setns")
 
 
-def clone3(flags: int = 0, *, cgroup: int = -1, exit_signal: int = signal.SIGCHLD) -> tuple[int, int]:
+def clone3(flags: int = 0, *, cgroup: int = -1, exit_signal: int = SIGCHLD) -> tuple[int, int]:
     """Fork with clone3(2): (pid, pidfd) in the parent, (0, -1) in the child.
 
     `cgroup` is a descriptor of a cgroup v2 directory to be born in. With CLONE_PARENT the exit signal is that of
@@ -407,13 +408,13 @@ def clone3(flags: int = 0, *, cgroup: int = -1, exit_signal: int = signal.SIGCHL
     )
     _before_fork()
     pid = _clone3(arguments, len(arguments))
-    errno = ctypes.get_errno()
+    code = ctypes.get_errno()
     if pid == 0:
         _after_fork_child()
         return 0, -1
     _after_fork_parent()
     if pid < 0:
-        raise oserror("clone3", errno=errno)
+        raise oserror("clone3", code=code)
     return pid, pidfd.value
 
 
