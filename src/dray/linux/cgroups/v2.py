@@ -248,8 +248,8 @@ class CgroupV2:
             for limit, name, value in reversed(steps):
                 self._set(limit, "cpu", name, value)
         for name in ("cpus", "mems"):
-            if value := cpu.get(name):
-                self._set(f"cpu.{name}", "cpuset", f"cpuset.{name}", value)
+            if cpuset := cpu.get(name):
+                self._set(f"cpu.{name}", "cpuset", f"cpuset.{name}", cpuset)
 
     def _memory(self, memory: Resources) -> None:
         for name in ("kernelTCP", "kernel"):
