@@ -58,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("configuration OK")
         return 0
     if os.geteuid() != 0:
-        print(
-            "drayd: it needs to be started as root: it mounts file systems and makes namespaces", file=sys.stderr
-        )
+        print("drayd: it needs to be started as root: it mounts file systems and makes namespaces", file=sys.stderr)
         return 1
     _set_up_log(config)
     try:

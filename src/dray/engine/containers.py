@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import CreateOptions, RemoveOptions
-from dray.base.errors import Conflict, NotFound, Unsupported
+from dray.base.errors import Conflict, DrayError, NotFound, Unsupported
 from dray.engine import clock, listing, stats, top, updating, views
 from dray.engine.creation import Creator
 from dray.engine.events import Events
@@ -98,7 +100,7 @@ class Containers:
         container = self._registry.find(ref)
         async with container.lock:
             if container.state.status in ("removing", "dead"):
-                raise Conflict('Container is marked for removal and cannot be "update".')
+                raise Conflict(f"Container is marked for removal and cannot be \"update\".")
             changed = updating.apply(container.record.host_config, request)
             if container.task is not None and container.state.running:
                 resources = updating.resources(changed, request)
@@ -113,9 +115,7 @@ class Containers:
     async def remove(self, ref: str, options: RemoveOptions) -> None:
         """Remove a container."""
         if options.link:
-            raise Unsupported(
-                "link: links between containers on the default bridge are not kept; nothing to remove"
-            )
+            raise Unsupported("link: links between containers on the default bridge are not kept; nothing to remove")
         await self._lifecycle.remove(self._registry.find(ref), force=options.force, volumes=options.volumes)
 
     async def prune(self, filters: Filters) -> api.ContainerPruneReport:

@@ -28,6 +28,7 @@ from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
+from dray.store.images import Image
 from dray.store.snapshots import Snapshotter
 from dray.volumes.local import Volumes
 

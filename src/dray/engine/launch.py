@@ -16,7 +16,7 @@ import msgspec
 
 from dray.base.errors import InvalidParameter, StartError
 from dray.base.files import remove_tree
-from dray.engine import rootfs
+from dray.engine import rootfs, spec
 from dray.engine.creation import Defaults
 from dray.engine.events import Events
 from dray.engine.layout import Layout

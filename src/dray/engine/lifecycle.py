@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 
 from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError
 from dray.base.files import remove_tree
-from dray.engine import restart, signals
+from dray.engine import clock, restart, signals
 from dray.engine.events import Events
 from dray.engine.launch import Launcher
 from dray.engine.model import Container

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import msgspec
+
+from dray.api import models as api
+from dray.api.filters import Filters
+from dray.base.errors import Conflict
+from dray.engine import clock
 from dray.engine.events import Events
 from dray.engine.registry import Registry
-from dray.volumes.local import Volumes
+from dray.volumes.local import Volume, Volumes
 
 
 class VolumeVerbs:
