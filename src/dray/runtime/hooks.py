@@ -1,9 +1,9 @@
 """Lifecycle hooks: programs that get the container's state on their standard input (runtime-spec config.md "Hooks").
 
-    prestart, createRuntime   in the runtime's namespaces, after the mounts, before pivot_root
-    createContainer           in the container's namespaces, before pivot_root
-    startContainer            in the container, before execve
-    poststart, poststop       in the runtime's namespaces
+prestart, createRuntime   in the runtime's namespaces, after the mounts, before pivot_root
+createContainer           in the container's namespaces, before pivot_root
+startContainer            in the container, before execve
+poststart, poststop       in the runtime's namespaces
 """
 
 from __future__ import annotations
@@ -68,7 +68,12 @@ def _run(hook: Hook, state: bytes) -> None:
             ]
             try:
                 pid = os.posix_spawn(
-                    hook.path, hook.args, hook.env, file_actions=actions, setsigmask=(), setsigdef=(signal.SIGPIPE,)
+                    hook.path,
+                    hook.args,
+                    hook.env,
+                    file_actions=actions,
+                    setsigmask=(),
+                    setsigdef=(signal.SIGPIPE,),
                 )
             except OSError as error:
                 raise StartError(f"error running hook {hook.path}: {error.strerror}") from error

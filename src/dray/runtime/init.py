@@ -85,7 +85,9 @@ def run_stage(job: Job, flags: int, join: Mapping[str, int], channel: Channel) -
         gc.disable()
         if job.cgroup.clone_fd() is None:
             job.cgroup.add(0)
-        for kind in sorted(join, key=lambda kind: kind == "user"):  # rights over the others end with the user namespace
+        for kind in sorted(
+            join, key=lambda kind: kind == "user"
+        ):  # rights over the others end with the user namespace
             libc.setns(join[kind], namespaces.FLAGS[kind])
         if "user" in join:
             become_namespace_root()
@@ -107,7 +109,7 @@ def _build(job: Job, channel: Channel) -> tuple[str, Channel]:
     enter_namespaces(job, channel)
     _identify(job)
     program.label(job.program)
-    stage = Stage(cgroup_paths=job.cgroup.paths, enter_cgroup=lambda: job.in_cgroup or job.cgroup.add(0))
+    stage = Stage(cgroup_paths=hierarchies(job.cgroup.paths), cgroup=None if job.in_cgroup else job.cgroup)
     for operation in job.plan.prepare:
         operation.execute(stage)
     if job.wants_hooks:
@@ -195,7 +197,7 @@ def finish(
     if terminal is None:
         program.set_stdio((stdio.stdin, stdio.stdout, stdio.stderr), wanted)
     else:
-        master, slave = terminal
+        slave = terminal[1]
         console.control(slave)
         program.set_stdio((slave, slave, slave), wanted)
     path = program.prepare(wanted, die_with_parent=die_with_parent)
@@ -204,6 +206,18 @@ def finish(
         os.close(terminal[0])
         os.close(terminal[1])
     return path
+
+
+def hierarchies(paths: Mapping[str, str]) -> dict[str, str]:
+    """Return name → directory, one entry a hierarchy, of a cgroup's controller → directory.
+
+    Names are those below /sys/fs/cgroup: `memory`, `cpu,cpuacct` for controllers that share one, `systemd` for
+    the named hierarchy; "" for v2.
+    """
+    names: dict[str, list[str]] = {}
+    for controller, directory in paths.items():
+        names.setdefault(directory, []).append(controller.removeprefix("name="))
+    return {",".join(controllers): directory for directory, controllers in names.items()}
 
 
 def _start_channel(job: Job, channel: Channel) -> Channel:
@@ -216,4 +230,3 @@ def _start_channel(job: Job, channel: Channel) -> Channel:
     listener = socket.socket(fileno=job.starts)
     connection, _ = listener.accept()
     return Channel(connection)
-

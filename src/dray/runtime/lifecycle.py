@@ -264,7 +264,9 @@ class _Creation:
         staged = "user" in fds
         # With a new user namespace the others are joined here: inside, this process has no rights over them.
         outside = {
-            kind: fd for kind, fd in fds.items() if kind in ("pid", "time") or (job.user_namespace == "new" and kind != "mount")
+            kind: fd
+            for kind, fd in fds.items()
+            if kind in ("pid", "time") or (job.user_namespace == "new" and kind != "mount")
         }
         inside = {kind: fd for kind, fd in fds.items() if kind not in outside and kind not in ("mount", "user")}
         cgroup_fd = job.cgroup.clone_fd()
@@ -333,5 +335,3 @@ class _Creation:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         os.close(self.pidfd)
-
-

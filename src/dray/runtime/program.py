@@ -75,7 +75,9 @@ def program_of(
         console_size = (int(size["height"]), int(size["width"]))
     umask = user.get("umask")
     if profile and seccomp.filter_flags(profile) & _SECCOMP_NEW_LISTENER:
-        raise InvalidParameter("linux.seccomp: SCMP_ACT_NOTIFY needs a listener, which this runtime does not offer")
+        raise InvalidParameter(
+            "linux.seccomp: SCMP_ACT_NOTIFY needs a listener, which this runtime does not offer"
+        )
     return Program(
         args=tuple(args),
         env=_environment(process.get("env") or []),
@@ -171,12 +173,10 @@ def set_stdio(fds: tuple[int, int, int], program: Program) -> None:
     sources = []
     for fd in fds:
         if fd < 0 or mounts.is_device(fd, 1, 3):
-            if null < 0:
-                null = _open_null()
-            fd = null
-        elif fd < 3:
-            fd = os.dup(fd)  # one of the others may be about to take its number
-        sources.append(fd)
+            null = null if null >= 0 else _open_null()
+            sources.append(null)
+        else:
+            sources.append(os.dup(fd) if fd < 3 else fd)  # its number may be about to go to one of the others
     for number, fd in enumerate(sources):
         os.dup2(fd, number, inheritable=True)
     for number in range(3):
@@ -236,7 +236,8 @@ def _enter(path: str) -> OSError | None:
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         raise StartError(
-            f"chdir to cwd ({path!r}) set in config.json failed: {reason}", 127 if error.errno == errno.ENOENT else 126
+            f"chdir to cwd ({path!r}) set in config.json failed: {reason}",
+            127 if error.errno == errno.ENOENT else 126,
         ) from error
     return None
 
@@ -352,7 +353,7 @@ def execute(program: Program, path: str) -> NoReturn:
         if not program.no_new_privileges:
             privileges.seal(program.capabilities)
     try:
-        os.execve(path, argv, env)
+        os.execve(path, argv, env)  # noqa: S606 - what a runtime is for
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         missing = error.errno == errno.ENOENT

@@ -258,7 +258,8 @@ class JoinCgroup:
 
     def execute(self, stage: Stage) -> None:
         """Enter: done before anything that shows the cgroup."""
-        stage.enter_cgroup()
+        if stage.cgroup is not None:
+            stage.cgroup.add(0)
         if self.namespace:
             libc.unshare(libc.CLONE_NEWCGROUP)
 

@@ -11,22 +11,23 @@ import stat
 from collections.abc import Callable, Mapping
 
 from dray.linux import libc, mounts
+from dray.linux.cgroups import Cgroup
 
 
 class Stage:
     """The root under construction.
 
     root: O_PATH descriptor of the root directory
-    cgroup_paths: host directory of the container's cgroup by hierarchy (v1) or under "" (v2)
-    enter_cgroup: moves the calling process into the container's cgroup
+    cgroup_paths: host directory of the container's cgroup by hierarchy's name (v1) or under "" (v2)
+    cgroup: what the process that executes has to enter, None when it was born in it
     """
 
-    __slots__ = ("_empty", "_null", "cgroup_paths", "enter_cgroup", "root")
+    __slots__ = ("_empty", "_null", "cgroup", "cgroup_paths", "root")
 
-    def __init__(self, *, cgroup_paths: Mapping[str, str], enter_cgroup: Callable[[], None]) -> None:
+    def __init__(self, *, cgroup_paths: Mapping[str, str], cgroup: Cgroup | None) -> None:
         self.root = -1
         self.cgroup_paths = cgroup_paths
-        self.enter_cgroup = enter_cgroup
+        self.cgroup = cgroup
         self._null = -1
         self._empty = -1
 
@@ -54,6 +55,7 @@ class Stage:
         if self._empty < 0:
             context = libc.fsopen("tmpfs")
             try:
+                libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "source", "tmpfs")
                 libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "size", "0k")
                 libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "nr_blocks", "1")
                 libc.fsconfig(context, libc.FSCONFIG_CMD_CREATE)

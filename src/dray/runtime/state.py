@@ -1,8 +1,8 @@
 """What a runtime remembers of a container, in memory and, for the `dray-runtime` command, on disk.
 
-    <state_dir>/<id>/            0700
-        state.json               Saved, rewritten atomically
-        start.sock               init listens here until it is started
+<state_dir>/<id>/            0700
+    state.json               Saved, rewritten atomically
+    start.sock               init listens here until it is started
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _fork(
             libc.setns(container.pidfd, libc.CLONE_NEWPID)
         pid, pidfd = libc.clone3(cgroup=-1 if cgroup_fd is None else cgroup_fd)
         if pid == 0:
-            _child(container, request, wanted, theirs, flags & ~libc.CLONE_NEWPID, die_with_parent)
+            _child(container, request, wanted, theirs, flags & ~libc.CLONE_NEWPID, die_with_parent=die_with_parent)
         return pid, pidfd
     finally:
         if home >= 0:
@@ -88,7 +88,13 @@ def _fork(
 
 
 def _child(
-    container: Container, request: ExecRequest, wanted: Program, channel: Channel, flags: int, die_with_parent: bool
+    container: Container,
+    request: ExecRequest,
+    wanted: Program,
+    channel: Channel,
+    flags: int,
+    *,
+    die_with_parent: bool,
 ) -> NoReturn:
     try:
         gc.disable()
@@ -114,5 +120,3 @@ def _child(
         channel.send(Failed.of(error))
     finally:
         os._exit(1)
-
-

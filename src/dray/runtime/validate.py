@@ -13,7 +13,8 @@ from dray.base.errors import InvalidParameter, Unsupported
 from dray.linux import namespaces
 
 _IPC_SYSCTLS = frozenset(
-    f"kernel.{name}" for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
+    f"kernel.{name}"
+    for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
 _REFUSED = ("intelRdt", "memoryPolicy", "netDevices")
 
@@ -114,13 +115,13 @@ def sysctls_of(linux: Mapping[str, Any], own: frozenset[str]) -> dict[str, str]:
 
 def _dotted(name: str) -> str:
     slash, dot = name.find("/"), name.find(".")
-    return name.replace("/", ".") if 0 <= slash and (dot < 0 or slash < dot) else name
+    return name.replace("/", ".") if slash >= 0 and (dot < 0 or slash < dot) else name
 
 
 def sysctl_path(name: str) -> str:
     """Return the path of a sysctl; with dots, a slash stands for a dot in a name (sysctl(8): `eth0/100`)."""
     slash, dot = name.find("/"), name.find(".")
-    path = name if 0 <= slash and (dot < 0 or slash < dot) else name.translate(str.maketrans("./", "/."))
+    path = name if slash >= 0 and (dot < 0 or slash < dot) else name.translate(str.maketrans("./", "/."))
     if any(part in ("", ".", "..") for part in path.split("/")):
         raise InvalidParameter(f'sysctl "{name}": not a name')
     return path
