@@ -6,9 +6,11 @@ target leads anywhere else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
+from dray.base.files import owned_fd
 from dray.store.layers.lower import copy_file, copy_xattrs
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,48 +26,46 @@ def copy_tree(source: str | os.PathLike[str] | int, target: str | os.PathLike[st
     try:
         new = os.dup(target) if isinstance(target, int) else os.open(target, _DIRECTORY)
         try:
-            _copy(old, new, {}, new, b"")
+            _Copy(new).directory(old, new, b"")
         finally:
             os.close(new)
     finally:
         os.close(old)
 
 
-def _copy(old: int, new: int, inodes: dict[tuple[int, int], bytes], root: int, path: bytes) -> None:
-    with os.scandir(old) as entries:
-        names = [os.fsencode(entry.name) for entry in entries]
-    for name in names:
+class _Copy:
+    """One copy: the target's root and, for hard links, where each inode was first put."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._inodes: dict[tuple[int, int], bytes] = {}
+
+    def directory(self, old: int, new: int, path: bytes) -> None:
+        with os.scandir(old) as entries:
+            names = [os.fsencode(entry.name) for entry in entries]
+        for name in names:
+            self._entry(old, new, name, path + b"/" + name if path else name)
+        status = os.fstat(old)
+        os.fchown(new, status.st_uid, status.st_gid)
+        os.fchmod(new, stat.S_IMODE(status.st_mode))
+        copy_xattrs(old, new)
+        os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def _entry(self, old: int, new: int, name: bytes, path: bytes) -> None:
         status = os.lstat(name, dir_fd=old)
-        child = path + b"/" + name if path else name
         if stat.S_ISDIR(status.st_mode):
-            _copy_directory(old, new, name, inodes, root, child)
-            continue
+            self._below(old, new, name, path)
+            return
         if status.st_nlink > 1:
-            first = inodes.setdefault((status.st_dev, status.st_ino), child)
-            if first is not child:
-                os.link(first, name, src_dir_fd=root, dst_dir_fd=new, follow_symlinks=False)
-                continue
+            first = self._inodes.setdefault((status.st_dev, status.st_ino), path)
+            if first is not path:
+                os.link(first, name, src_dir_fd=self._root, dst_dir_fd=new, follow_symlinks=False)
+                return
         copy_file(old, name, new, name)
-    status = os.fstat(old)
-    os.fchown(new, status.st_uid, status.st_gid)
-    os.fchmod(new, stat.S_IMODE(status.st_mode))
-    copy_xattrs(old, new)
-    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-
-def _copy_directory(
-    old: int, new: int, name: bytes, inodes: dict[tuple[int, int], bytes], root: int, child: bytes
-) -> None:
-    try:
-        os.mkdir(name, 0o700, dir_fd=new)
-    except FileExistsError:
-        pass
-    below_old = os.open(name, _DIRECTORY, dir_fd=old)
-    try:
-        below_new = os.open(name, _DIRECTORY, dir_fd=new)
-        try:
-            _copy(below_old, below_new, inodes, root, child)
-        finally:
-            os.close(below_new)
-    finally:
-        os.close(below_old)
+    def _below(self, old: int, new: int, name: bytes, path: bytes) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=new)
+        with owned_fd(os.open(name, _DIRECTORY, dir_fd=old)) as source:
+            with owned_fd(os.open(name, _DIRECTORY, dir_fd=new)) as target:
+                self.directory(source, target, path)

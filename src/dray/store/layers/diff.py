@@ -82,7 +82,7 @@ def _same_directory(new: os.stat_result, old: os.stat_result) -> bool:
 
 def _merged_names(lower: LowerLayers, path: bytes) -> list[bytes]:
     """Return the names in the directory `path` as the lower layers together show it."""
-    names = set()
+    names: set[bytes] = set()
     for directory in lower.directories:
         one = LowerLayers([directory]).find(path)
         if one is None:

@@ -36,23 +36,19 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 def _block(
     name: bytes,
-    mode: int,
-    uid: int,
-    gid: int,
-    size: int,
-    mtime: int,
     kind: bytes,
-    link: bytes,
-    device: tuple[int, int],
+    numbers: tuple[int, int, int, int, int],
+    *,
+    link: bytes = b"",
+    device: tuple[int, int] = (0, 0),
 ) -> bytes:
-    numbers = (
-        b"".join(_octal(value, 8) for value in (mode, uid, gid)) + _octal(size, 12) + _octal(max(mtime, 0), 12)
-    )
+    """Return one header block; `numbers` are mode, uid, gid, size, mtime."""
+    fields = b"".join(_octal(value, width) for value, width in zip(numbers, (8, 8, 8, 12, 12), strict=True))
     devices = b"".join(_octal(value, 8) for value in device) if kind in (CHAR, BLOCK_DEVICE) else bytes(16)
     prefix = b""
     if len(name) > 100 and (cut := name.rfind(b"/", 0, 156)) > 0 and 0 < len(name) - cut - 1 <= 100:
         prefix, name = name[:cut], name[cut + 1 :]
-    head = name[:100].ljust(100, b"\0") + numbers
+    head = name[:100].ljust(100, b"\0") + fields
     tail = kind + link[:100].ljust(100, b"\0") + b"ustar\x0000" + bytes(64) + devices + prefix.ljust(167, b"\0")
     checksum = sum(head) + sum(tail) + 8 * 0x20
     return head + b"%06o\0 " % checksum + tail
@@ -84,12 +80,12 @@ def header(
             pax[key] = b"%d" % value
     for attribute, content in (xattrs or {}).items():
         pax[b"SCHILY.xattr." + os.fsencode(attribute)] = content
-    block = _block(name, mode, uid, gid, size, mtime, kind, link, device)
+    block = _block(name, kind, (mode, uid, gid, size, mtime), link=link, device=device)
     if not pax:
         return block
     data = b"".join(_record(key, pax[key]) for key in sorted(pax))
     base = name.rstrip(b"/").rpartition(b"/")[2][:80]
-    extended = _block(b"PaxHeaders.0/" + base, 0o644, 0, 0, len(data), 0, b"x", b"", (0, 0))
+    extended = _block(b"PaxHeaders.0/" + base, b"x", (0o644, 0, 0, len(data), 0))
     return extended + data + padding(len(data)) + block
 
 
