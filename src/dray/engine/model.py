@@ -118,6 +118,7 @@ class Exec:
     detach_keys: str
     user: str
     command: list[str]
+    console_size: list[int] | None = None
     pid: int = 0
     running: bool = False
     started: bool = False
