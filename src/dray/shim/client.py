@@ -102,13 +102,13 @@ class Client:
             for answer in self._waiting.values():
                 _fail(answer, msgspec.convert(message["error"], rpc.Error).exception())
             return
-        answer = self._waiting.get(message["id"])
-        if answer is None or answer.done():
+        waiting = self._waiting.get(message["id"])
+        if waiting is None or waiting.done():
             return
         if "error" in message:
-            _fail(answer, msgspec.convert(message["error"], rpc.Error).exception())
+            _fail(waiting, msgspec.convert(message["error"], rpc.Error).exception())
         else:
-            answer.set_result(message.get("result"))
+            waiting.set_result(message.get("result"))
 
     def close(self) -> None:
         """Close the connection; whoever still waits gets Unavailable."""

@@ -36,8 +36,8 @@ import msgspec
 
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.base.files import remove_tree, write_atomic
-from dray.linux import libc
-from dray.logs import drivers
+from dray.linux import cgroups, libc
+from dray.logs import registry as log_drivers
 from dray.runtime.model import CreateRequest, ExecRequest, Mount, Runtime
 from dray.shim.connections import Connection, Listener
 from dray.shim.loop import Loop
@@ -97,6 +97,8 @@ class Shim:
         self._execs: dict[str, Process] = {}
         self._told: list[Process] = []  # execs that the daemon knows the end of; their clients may still read
         self._held: list[int] = []
+        self._oom_watch: cgroups.OomWatch | None = None
+        self._oom_kills = 0
         self._released = False
         self._loop.watch_children(self._reap)
         self._methods: dict[str, Callable[[bytes, rpc.Received], Any]] = {
@@ -201,7 +203,7 @@ class Shim:
     def _make(
         self, task: TaskCreate, named: dict[str, int], attachments: list[AttachRequest], message: rpc.Received
     ) -> None:
-        log = drivers.open_writer(task.log.driver, task.log.path, task.log.options, task.log.attributes)
+        log = log_drivers.open_writer(task.log.driver, task.log.path, task.log.options, task.log.attributes)
         streams = Streams(
             self._loop, tty=task.tty, stdin_once=task.stdin_once, log=log, detached=lambda: self._detached("")
         )
@@ -248,6 +250,31 @@ class Shim:
         self._running().start(self.task.id)
         assert self._init is not None
         self._init.started_at = time.time_ns()
+        self._loop.call_later(0, self._watch_oom)
+
+    def _watch_oom(self) -> None:
+        path = (self._spec.get("linux") or {}).get("cgroupsPath") or ""
+        with contextlib.suppress(DrayError, OSError):
+            self._oom_watch = cgroups.load(path, self.task.id).watch_oom()
+        if self._oom_watch is not None:
+            self._loop.watch(self._oom_watch.fd, self._oom_watch.events, self._oom)
+
+    def _oom(self, _events: int) -> None:
+        assert self._oom_watch is not None
+        self._oom_watch.drain()
+        kills = 0
+        if self._runtime is not None:
+            with contextlib.suppress(DrayError, OSError):
+                kills = self._runtime.oom_kills(self.task.id)
+        for _ in range(self._oom_kills, kills):
+            self._tell({"event": "oom"})
+        self._oom_kills = max(kills, self._oom_kills)
+
+    def _forget_oom(self) -> None:
+        if self._oom_watch is not None:
+            self._loop.forget(self._oom_watch.fd)
+            self._oom_watch.close()
+            self._oom_watch = None
 
     def _kill(self, params: bytes, _message: rpc.Received) -> None:
         request = _plain.decode(params)
@@ -353,7 +380,10 @@ class Shim:
             if not process.complete:
                 self._exec_complete(process)
         with contextlib.suppress(DrayError, OSError):
+            if self._oom_watch is not None:
+                self._oom(0)
             init.status = msgspec.structs.replace(init.status, oom_killed=runtime.oom_kills(task.id) > 0)
+        self._forget_oom()
         init.close()
         with contextlib.suppress(OSError):  # a full disk: those who are connected learn it all the same
             write_atomic(os.path.join(task.state_dir, "exit.json"), msgspec.json.encode(init.status))

@@ -305,9 +305,15 @@ class Tasks:
 
     async def _kill_lost(self, task: Task) -> None:
         request = task.request
-        arguments = {"id": request.id, "runtime": request.runtime, "runtime_args": request.runtime_args}
+        arguments = {
+            "id": request.id,
+            "run_dir": request.run_dir,
+            "runtime": request.runtime,
+            "runtime_args": request.runtime_args,
+            "factory": self._zygote.runtimes,
+        }
         try:
-            await self._zygote.call("dray.shim.remains:kill", {**arguments, "factory": self._zygote.runtimes})
+            await self._zygote.call("dray.shim.remains:kill", arguments)
         finally:
             task.declare_lost()
 

@@ -28,8 +28,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dray.base.errors import InvalidParameter
-from dray.linux import libc
+from dray.base.errors import DrayError, InvalidParameter
+from dray.linux import cgroups, libc
 from dray.runtime.model import Runtime
 from dray.wire import rpc
 
@@ -58,6 +58,8 @@ def main(runtimes: str) -> None:
     factory = load(runtimes)
     for module in _PRELOAD:
         importlib.import_module(module)
+    with contextlib.suppress(DrayError, OSError):  # a machine without cgroups says so when a container needs one
+        cgroups.preload()
     gc.collect()
     gc.freeze()
     _Zygote(rpc.Channel(connection), factory).run()
