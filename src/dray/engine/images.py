@@ -135,7 +135,9 @@ class ImageVerbs:
         """List images, newest first."""
         del identity  # what signed an image: nothing here signs
         found = await asyncio.to_thread(self._images.list)
-        chosen = [image for image in self._select(found, filters) if all or filters or not self._intermediate(image)]
+        chosen = [
+            image for image in self._select(found, filters) if all or filters or not self._intermediate(image)
+        ]
         used: dict[str, int] = {}
         for container in self._registry:
             used[container.record.image_id] = used.get(container.record.image_id, 0) + 1
@@ -257,7 +259,9 @@ class ImageVerbs:
         """Return the attestations attached to an image."""
         del platforms, types, statement
         self._images.resolve(name)
-        raise Unsupported("reading attestations is not built in yet: `image inspect` lists them among the manifests")
+        raise Unsupported(
+            "reading attestations is not built in yet: `image inspect` lists them among the manifests"
+        )
 
     async def tag(self, name: str, repo: str, tag: str) -> None:
         """Give an image one more name."""
@@ -284,7 +288,7 @@ class ImageVerbs:
         """Remove images that no container uses: those without a name, or all with `dangling=false`."""
         dangling_only = filters.boolean("dangling", True)
         until = min((clock.parse_timestamp(text) for text in filters.values_of("until")), default=None)
-        report = api.ImagePruneReport(images_deleted=[], space_reclaimed=0)
+        deleted: list[api.ImageDeleteResponseItem] = []
         before = await asyncio.to_thread(self._total)
         for image in await asyncio.to_thread(self._images.list):
             if (dangling_only and image.tags) or self.users(image.id):
@@ -300,10 +304,10 @@ class ImageVerbs:
                     )
                 except (Conflict, NotFound):
                     continue  # taken into use, or gone, meanwhile
-                report.images_deleted += _deleted(lines)
-        report.space_reclaimed = max(0, before - await asyncio.to_thread(self._total))
-        self._events.publish("image", "prune", "", {"reclaimed": str(report.space_reclaimed)})
-        return report
+                deleted += _deleted(lines)
+        reclaimed = max(0, before - await asyncio.to_thread(self._total))
+        self._events.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
+        return api.ImagePruneReport(images_deleted=deleted, space_reclaimed=reclaimed)
 
     def _total(self) -> int:
         """Return the bytes that all images take, shared layers and blobs counted once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from dray.api import models as api
@@ -49,7 +49,9 @@ class Transfers:
     async def import_(self, options: ImportOptions, content: Upload) -> ProgressStream:
         """Make an image of a root file system's tar stream."""
         if options.source != "-":
-            raise InvalidParameter(f"cannot import from {options.source}: send the tar itself (`docker import - …`)")
+            raise InvalidParameter(
+                f"cannot import from {options.source}: send the tar itself (`docker import - …`)"
+            )
         target = None
         if options.repo:
             parsed = reference.parse(options.repo)
@@ -98,11 +100,10 @@ class Transfers:
         raise Unavailable(f"cannot ask a registry about {name}: {NO_REGISTRY}")
 
 
-async def stream_of(chunks: Any) -> AsyncIterator[bytes]:
+async def stream_of(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     """Yield what a blocking iterator of bytes yields, each step in a worker thread."""
-    end = object()
     try:
-        while (chunk := await asyncio.to_thread(next, chunks, end)) is not end:
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             yield chunk
     finally:
         close = getattr(chunks, "close", None)

@@ -87,7 +87,8 @@ class VolumeVerbs:
     async def prune(self, filters: Filters) -> api.VolumePruneReport:
         """Remove unused anonymous volumes, or all unused ones with the filter `all`."""
         everything = filters.boolean("all", False)
-        report = api.VolumePruneReport(volumes_deleted=[], space_reclaimed=0)
+        deleted: list[str] = []
+        reclaimed = 0
         for volume in self._volumes.list():
             if self._users(volume.name) or not (everything or self._volumes.is_anonymous(volume.name)):
                 continue
@@ -96,10 +97,10 @@ class VolumeVerbs:
             size = await asyncio.to_thread(self._volumes.size, volume.name)
             await asyncio.to_thread(self._volumes.remove, volume.name)
             self._events.publish("volume", "destroy", volume.name, {"driver": volume.driver})
-            report.volumes_deleted.append(volume.name)
-            report.space_reclaimed += size
-        self._events.publish("volume", "prune", "", {"reclaimed": str(report.space_reclaimed)})
-        return report
+            deleted.append(volume.name)
+            reclaimed += size
+        self._events.publish("volume", "prune", "", {"reclaimed": str(reclaimed)})
+        return api.VolumePruneReport(volumes_deleted=deleted, space_reclaimed=reclaimed)
 
     async def disk_usage(self, *, verbose: bool) -> api.VolumesDiskUsage:
         """Return what volumes take, for `system df`."""
