@@ -173,6 +173,13 @@ class BindMount:
 
     def execute(self, stage: Stage) -> None:
         """Clone the source, set the clone's attributes while it is detached, attach it."""
+        try:
+            self._attach(stage)
+        except OSError as error:
+            reason = f"error mounting {self.source!r} to rootfs at {self.target!r}: {error.strerror}"
+            raise OSError(error.errno, reason, error.filename) from error
+
+    def _attach(self, stage: Stage) -> None:
         tree = mounts.clone_tree(self.source, recursive=self.recursive)
         try:
             mounts.set_tree(tree, self.options)
@@ -180,8 +187,6 @@ class BindMount:
             target = mounts.make_in_root(stage.root, self.target, directory=directory)
             try:
                 mounts.attach(tree, target)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, self.target) from error
             finally:
                 os.close(target)
         finally:
