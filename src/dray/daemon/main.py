@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("configuration OK")
         return 0
     if os.geteuid() != 0:
-        print("drayd: it needs to be started as root: it mounts file systems and makes namespaces", file=sys.stderr)
+        print(
+            "drayd: it needs to be started as root: it mounts file systems and makes namespaces", file=sys.stderr
+        )
         return 1
     _set_up_log(config)
     try:
@@ -76,7 +78,7 @@ def _set_up_log(config: DaemonConfig) -> None:
 
 
 def _run(config: DaemonConfig) -> int:
-    from dray.shim.zygote import Zygote
+    from dray.shim.spawn import Zygote
 
     os.umask(0o022)
     pidfile = _PidFile(config["pidfile"])

@@ -18,7 +18,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from dray.base.errors import DrayError, InvalidParameter
+from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
 from dray.engine.containers import Containers
@@ -38,7 +38,7 @@ from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
-from dray.linux import cgroups
+from dray.linux.cgroups.capabilities import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
 from dray.server.backends import Backends
@@ -51,7 +51,6 @@ from dray.store.images import Images
 from dray.store.metadata import Metadata
 from dray.store.overlay import Overlay
 from dray.store.snapshots import Snapshots
-from dray.store.transfer import Transfer
 from dray.store.vfs import Vfs
 from dray.volumes.local import Volumes
 
@@ -138,7 +137,14 @@ class House:
         self.health = HealthChecks(self.registry, self.execs, self.events)
         self.tasks = Tasks(zygote, self)
         launcher = Launcher(
-            self.registry, self.events, self.tasks, self.controller, self.snapshots, self.volumes, self.layout, settings
+            self.registry,
+            self.events,
+            self.tasks,
+            self.controller,
+            self.snapshots,
+            self.volumes,
+            self.layout,
+            settings,
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -153,4 +159,175 @@ class House:
         )
         self.tasks.listener = self.supervisor
         self.zygote = zygote
-        self._settings = settings
+        self.image_verbs = ImageVerbs(self.images, self.registry, self.events)
+        self.volume_verbs = VolumeVerbs(self.volumes, self.registry, self.events)
+        self.backends = self._backends(settings)
+
+    def _backends(self, settings: Defaults) -> Backends:
+        creator = Creator(
+            self.registry,
+            self.image_verbs,
+            self.snapshots,
+            self.volumes,
+            self.controller,
+            self.events,
+            self.layout,
+            settings,
+            limits=capabilities(),
+        )
+        containers = Containers(
+            self.registry, creator, self.lifecycle, self.image_verbs, self.snapshots, self.events, self.layout
+        )
+        return Backends(
+            system=System(
+                self.registry,
+                containers,
+                self.image_verbs,
+                self.volume_verbs,
+                self._settings(settings),
+                limits=capabilities(),
+                listeners=lambda: self.events.listeners,
+            ),
+            containers=containers,
+            lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
+            streams=Streams(self.registry, self.events, self.zygote, self.layout),
+            execs=ExecVerbs(self.registry, self.execs),
+            images=self.image_verbs,
+            transfer=Transfers(self.images),
+            networks=NetworkVerbs(self.controller, self.registry, self.events),
+            volumes=self.volume_verbs,
+            events=self.events,
+        )
+
+    def _settings(self, settings: Defaults) -> Settings:
+        config = self.config
+        return Settings(
+            id=_engine_id(self.layout),
+            data_root=self.layout.data_root,
+            storage_driver=self.snapshots.name,
+            logging_driver=settings.log_driver,
+            default_runtime=settings.runtime,
+            runtimes=settings.runtimes,
+            labels=config["labels"],
+            experimental=config["experimental"],
+            debug=config.log_level == "debug",
+            live_restore=config["live-restore"],
+            min_api_version=config["min-api-version"],
+            address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
+        )
+
+    async def start(self) -> None:
+        """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
+        self.registry.load()
+        ended = await self.supervisor.reattach(self.tasks)
+        live = {
+            one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
+        }
+        await self.controller.start(live)
+        await self.supervisor.settle(ended)
+        self._sweep()
+        self.lifecycle.later(asyncio.to_thread(self.images.repair))
+
+    def _sweep(self) -> None:
+        """Remove what creations and removals that a killed daemon left half-done have on disk."""
+        known = {container.id for container in self.registry}
+        for info in self.snapshots.list():
+            if info.kind == "active" and info.key not in known:
+                self.snapshots.remove(info.key)
+        for name in os.listdir(self.layout.containers):
+            if name not in known:
+                os.rename(self.layout.container(name), self.layout.container_trash(name))
+        self.lifecycle.later(asyncio.to_thread(_empty, self.layout.trash))
+
+    async def stop(self) -> None:
+        """Let go of everything; containers are stopped only if `live-restore` is off."""
+        if not self.config["live-restore"]:
+            running = [one for one in self.registry if one.state.running]
+            timeout = self.config["shutdown-timeout"]
+            stops = (self.lifecycle.stop(one, timeout=timeout) for one in running)
+            await asyncio.gather(*stops, return_exceptions=True)
+        await self.supervisor.stop()
+        await self.controller.close()
+        self.metadata.close()
+
+
+def _empty(directory: str) -> None:
+    for name in os.listdir(directory):
+        remove_tree(f"{directory}/{name}")
+
+
+def _engine_id(layout: Layout) -> str:
+    """Return the engine's id, made once per data root."""
+    import uuid
+
+    path = Path(layout.data_root, "engine-id")
+    if not path.exists():
+        write_atomic(path, str(uuid.uuid4()).encode())
+    return path.read_text()
+
+
+def _tls(config: DaemonConfig) -> ssl.SSLContext | None:
+    if not (config["tls"] or config["tlsverify"]):
+        return None
+    if not config["tlscert"] or not config["tlskey"]:
+        raise InvalidParameter("TLS needs --tlscert and --tlskey")
+    if config["tlsverify"] and not config["tlscacert"]:
+        raise InvalidParameter("--tlsverify needs --tlscacert: the CA that signs the clients' certificates")
+    ca = config["tlscacert"] if config["tlsverify"] else None
+    return server_context(config["tlscert"], config["tlskey"], client_ca=ca)
+
+
+def _listeners(config: DaemonConfig) -> list[Listener]:
+    tls = _tls(config)
+    return [Listener(url=_url(host, tls is not None), group=config["group"], tls=tls) for host in config["hosts"]]
+
+
+def _url(host: str, tls: bool) -> str:
+    """Complete an address as dockerd does: `-H :2375`, `-H tcp://`, `-H /path`."""
+    if "://" not in host:
+        host = f"unix://{host}" if host.startswith("/") else f"tcp://{host}"
+    scheme, _, address = host.partition("://")
+    if scheme == "tcp":
+        name, _, port = address.rpartition(":") if ":" in address else (address, "", "")
+        address = f"{name or 'localhost'}:{port or (2376 if tls else 2375)}"
+    elif scheme == "unix" and not address:
+        address = "/var/run/docker.sock"
+    return f"{scheme}://{address}"
+
+
+async def serve(config: DaemonConfig, zygote: Zygote) -> int:
+    """Run the daemon until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, done.set)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: restart the daemon to apply daemon.json")
+    house = House(config, zygote)
+    servers = Servers(house.backends)
+    try:
+        listeners = _listeners(config)
+        await house.start()
+        await servers.listen(listeners)
+        gc.collect()
+        gc.freeze()
+        for address in servers.addresses:
+            log.info("API listen on %s", address)
+        _notify_systemd("READY=1")
+        await done.wait()
+        log.info("shutting down; containers %s", "run on" if config["live-restore"] else "are stopped")
+        _notify_systemd("STOPPING=1")
+    finally:
+        await servers.close()
+        await house.stop()
+    return 0
+
+
+def _notify_systemd(state: str) -> None:
+    """Tell the service manager (sd_notify(3)), if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, contextlib.suppress(OSError):
+        notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import msgspec
-
 from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import CreateOptions, RemoveOptions
-from dray.base.errors import Conflict, DrayError, NotFound, Unsupported
+from dray.base.errors import Conflict, NotFound, Unsupported
 from dray.engine import clock, listing, stats, top, updating, views
 from dray.engine.creation import Creator
 from dray.engine.events import Events
-from dray.engine.images import Images
+from dray.engine.images import ImageVerbs
 from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container
 from dray.engine.registry import Registry
-from dray.store.snapshots import Snapshotter
+from dray.store.snapshots import Snapshots
 
 
 class Containers:
@@ -30,8 +28,8 @@ class Containers:
         registry: Registry,
         creator: Creator,
         lifecycle: Lifecycle,
-        images: Images,
-        snapshots: Snapshotter,
+        images: ImageVerbs,
+        snapshots: Snapshots,
         events: Events,
         layout: Layout,
     ) -> None:
@@ -85,7 +83,7 @@ class Containers:
         shown = views.inspect(container, self._layout)
         shown.image_manifest_descriptor = self._images.manifest_descriptor(container.record)
         shown.graph_driver = api.DriverData(
-            name=container.record.driver, data=self._snapshots.describe(container.id)
+            name=container.record.driver, data=views.graph_data(self._snapshots.mounts(container.id))
         )
         if size:
             shown.size_rw, shown.size_rootfs = (await asyncio.to_thread(self._sizes, [container]))[0]
@@ -100,7 +98,7 @@ class Containers:
         container = self._registry.find(ref)
         async with container.lock:
             if container.state.status in ("removing", "dead"):
-                raise Conflict(f"Container is marked for removal and cannot be \"update\".")
+                raise Conflict('Container is marked for removal and cannot be "update".')
             changed = updating.apply(container.record.host_config, request)
             if container.task is not None and container.state.running:
                 resources = updating.resources(changed, request)
@@ -115,13 +113,16 @@ class Containers:
     async def remove(self, ref: str, options: RemoveOptions) -> None:
         """Remove a container."""
         if options.link:
-            raise Unsupported("link: links between containers on the default bridge are not kept; nothing to remove")
+            raise Unsupported(
+                "link: links between containers on the default bridge are not kept; nothing to remove"
+            )
         await self._lifecycle.remove(self._registry.find(ref), force=options.force, volumes=options.volumes)
 
     async def prune(self, filters: Filters) -> api.ContainerPruneReport:
         """Remove stopped containers."""
         until = min((clock.parse_timestamp(text) for text in filters.values_of("until")), default=None)
-        report = api.ContainerPruneReport(containers_deleted=[], space_reclaimed=0)
+        deleted: list[str] = []
+        reclaimed = 0
         for container in self._registry:
             record, state = container.record, container.state
             if state.running or state.status in ("restarting", "removing"):
@@ -135,10 +136,10 @@ class Containers:
                 await self._lifecycle.remove(container)
             except (NotFound, Conflict):
                 continue  # somebody else removed or started it
-            report.containers_deleted.append(container.id)
-            report.space_reclaimed += size
-        self._events.publish("container", "prune", "", {"reclaimed": str(report.space_reclaimed)})
-        return report
+            deleted.append(container.id)
+            reclaimed += size
+        self._events.publish("container", "prune", "", {"reclaimed": str(reclaimed)})
+        return api.ContainerPruneReport(containers_deleted=deleted, space_reclaimed=reclaimed)
 
     async def top(self, ref: str, ps_args: str) -> api.ContainerTopResponse:
         """List the processes of a running container."""

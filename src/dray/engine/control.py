@@ -67,7 +67,9 @@ class Control:
             container.exit_waiters.add(waiter)
         else:
             state = container.state
-            waiter.set_result(ExitStatus(exit_code=state.exit_code, finished_at=state.finished_at, error=state.error))
+            waiter.set_result(
+                ExitStatus(exit_code=state.exit_code, finished_at=state.finished_at, error=state.error)
+            )
         return self._answer(container, waiter)
 
     @staticmethod

@@ -20,16 +20,17 @@ from dray.api.requests import CreateOptions
 from dray.base import digest
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree
-from dray.engine import clock, merge, mounts, names, validate
-from dray.engine.images import Images
+from dray.engine import clock, merge, mounts, names, rootfs, validate
+from dray.engine.events import Events
+from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
-from dray.logs import registry as log_drivers
+from dray.linux.cgroups.capabilities import Capabilities
+from dray.logs import drivers as log_drivers
 from dray.network.controller import Controller
-from dray.store.images import Image
-from dray.store.snapshots import Snapshotter
+from dray.store.snapshots import Snapshots
 from dray.volumes.local import Volumes
 
 
@@ -51,6 +52,8 @@ class Defaults:
     dns: list[str] = field(default_factory=list)
     dns_search: list[str] = field(default_factory=list)
     dns_options: list[str] = field(default_factory=list)
+    host_gateways: list[str] = field(default_factory=list)
+    resolv_conf: str = "/etc/resolv.conf"
 
 
 class Creator:
@@ -59,12 +62,15 @@ class Creator:
     def __init__(
         self,
         registry: Registry,
-        images: Images,
-        snapshots: Snapshotter,
+        images: ImageVerbs,
+        snapshots: Snapshots,
         volumes: Volumes,
         networks: Controller,
+        events: Events,
         layout: Layout,
         defaults: Defaults,
+        *,
+        limits: Capabilities,
     ) -> None:
         self._registry = registry
         self._images = images
@@ -73,6 +79,8 @@ class Creator:
         self._networks = networks
         self._layout = layout
         self._defaults = defaults
+        self._events = events
+        self._limits = limits
 
     async def create(
         self,
@@ -83,9 +91,10 @@ class Creator:
     ) -> tuple[Container, list[str]]:
         """Create a container; return it with warnings for the user."""
         host = self._with_defaults(host)
-        warnings = validate.validate(config, host)
+        warnings = validate.validate(config, host, self._limits)
         image = self._images.find(config.image, options.platform)
-        merged = merge.merged(config, self._images.config_of(image))
+        merged = merge.merged(config, container_config(image))
+        await self._images.ready(image)
         path, args = merge.command(merged)
         container_id = digest.new_id()
         merged.hostname = merged.hostname or self._hostname(host, container_id)
@@ -104,7 +113,7 @@ class Creator:
                 networking=networking if networking.endpoints_config else None,
                 image_id=image.id,
                 image_ref=config.image,
-                manifest_digest=image.manifest_digest,
+                manifest_digest=image.manifest,
                 path=path,
                 args=args,
                 driver=self._snapshots.name,
@@ -133,7 +142,7 @@ class Creator:
             host.network_mode = "bridge"
         host.ipc_mode = host.ipc_mode or defaults.ipc_mode
         if not host.cgroupns_mode:
-            host.cgroupns_mode = "host" if host.privileged and False else defaults.cgroupns_mode
+            host.cgroupns_mode = defaults.cgroupns_mode
         host.shm_size = host.shm_size or defaults.shm_size
         host.runtime = host.runtime or defaults.runtime
         if host.runtime != "dray" and host.runtime not in defaults.runtimes:
@@ -182,8 +191,19 @@ class Creator:
         existed = bool(point.name) and self._volumes.exists(point.name)
         volume = self._volumes.create(point.name, driver=point.driver, options=driver_options, labels=labels)
         if not existed:
-            undo.callback(self._volumes.discard, volume.name)
+            undo.callback(self._volumes.remove, volume.name, force=True)
+            self._events.publish("volume", "create", volume.name, {"driver": volume.driver})
         point.name, point.source, point.driver = volume.name, volume.mountpoint, volume.driver
 
     def _fill(self, record: ContainerRecord, points: list[MountPoint]) -> None:
-        raise NotImplementedError
+        """Copy what the image has at a new volume's place into it (blocking)."""
+        with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
+            for point in points:
+                try:
+                    source = rootfs.open_in(root, point.destination, os.O_RDONLY | os.O_DIRECTORY)
+                except OSError:
+                    continue  # the image has nothing there
+                try:
+                    self._volumes.copy_up(point.name, source)
+                finally:
+                    os.close(source)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import Any
 
 from dray.api import models as api
 from dray.api.requests import Connection

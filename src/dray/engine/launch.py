@@ -16,7 +16,7 @@ import msgspec
 
 from dray.base.errors import InvalidParameter, StartError
 from dray.base.files import remove_tree
-from dray.engine import rootfs, spec
+from dray.engine import rootfs
 from dray.engine.creation import Defaults
 from dray.engine.events import Events
 from dray.engine.layout import Layout
@@ -28,7 +28,7 @@ from dray.network.controller import Controller
 from dray.network.model import Attachment, Endpoint
 from dray.shim.model import LogSpec, MountSpec, TaskCreate
 from dray.shim.tasks import Task, Tasks
-from dray.store.snapshots import Snapshotter
+from dray.store.snapshots import Snapshots
 from dray.volumes.local import Volumes
 
 
@@ -41,7 +41,7 @@ class Launcher:
         events: Events,
         tasks: Tasks,
         networks: Controller,
-        snapshots: Snapshotter,
+        snapshots: Snapshots,
         volumes: Volumes,
         layout: Layout,
         defaults: Defaults,

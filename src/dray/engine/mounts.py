@@ -44,9 +44,7 @@ def resolve(
     for path in config.volumes or {}:
         destination = _destination(path, path)
         if destination not in points:
-            points[destination] = MountPoint(
-                type="volume", destination=destination, driver="local", copy=True
-            )
+            points[destination] = MountPoint(type="volume", destination=destination, driver="local", copy=True)
     return sorted(points.values(), key=lambda point: (point.destination.count("/"), point.destination))
 
 

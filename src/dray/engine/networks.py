@@ -157,12 +157,8 @@ class NetworkVerbs:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
         users = self._used_by(network)
         if users:
-            names = " ".join(
-                f'name:"{container.name}" id:"{container.id[:12]}"' for container in users
-            )
-            raise Forbidden(
-                f"error while removing network: network {network.name} has active endpoints ({names})"
-            )
+            names = " ".join(f'name:"{container.name}" id:"{container.id[:12]}"' for container in users)
+            raise Forbidden(f"error while removing network: network {network.name} has active endpoints ({names})")
         await self._controller.remove(network.id)
         await self._registry.sync()
         self._publish("destroy", network)
@@ -175,11 +171,17 @@ class NetworkVerbs:
             record = container.record
             mode = record.host_config.network_mode
             if mode == "host" or network.driver == "host":
-                raise InvalidParameter("cannot connect container to host network - container must be created in host network mode")
+                raise InvalidParameter(
+                    "cannot connect container to host network - container must be created in host network mode"
+                )
             if mode.startswith("container:"):
-                raise Conflict("container sharing network namespace with another container or host cannot be connected to any other network")
+                raise Conflict(
+                    "container sharing network namespace with another container or host cannot be connected to any other network"
+                )
             if mode == "none" or network.driver == "none":
-                raise InvalidParameter("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+                raise InvalidParameter(
+                    "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                )
             asked = dict((record.networking.endpoints_config if record.networking else None) or {})
             if network.name in asked or any(one.network_id == network.id for one in record.endpoints):
                 raise Forbidden(f"endpoint with name {record.name} already exists in network {network.name}")

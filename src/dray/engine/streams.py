@@ -90,7 +90,9 @@ class Streams:
         request = self._request(container, options, multiplexed=detached.multiplexed, chunked=detached.chunked)
         await serve_logs(self._zygote, request, detached.fd)
 
-    def _request(self, container: Container, options: LogOptions, *, multiplexed: bool, chunked: bool) -> LogRequest:
+    def _request(
+        self, container: Container, options: LogOptions, *, multiplexed: bool, chunked: bool
+    ) -> LogRequest:
         record = container.record
         return LogRequest(
             driver=record.host_config.log_config.type,

@@ -200,3 +200,12 @@ class Supervisor:
             await self._lifecycle.start(container)
         except DrayError as error:
             log.warning("container %s could not be restarted: %s", container.name, error)
+
+    async def stop(self) -> None:
+        """The daemon goes: leave shims and containers as they are, and act on nothing more."""
+        for container in self._registry:
+            self._health.stop(container)
+            if container.restart_timer is not None:
+                container.restart_timer.cancel()
+            if container.task is not None:
+                container.task.disconnect()

@@ -17,10 +17,10 @@ from dray.api.requests import PingStatus
 from dray.base.errors import Unsupported
 from dray.engine import clock, host
 from dray.engine.containers import Containers
-from dray.engine.images import Images
+from dray.engine.images import ImageVerbs
 from dray.engine.registry import Registry
 from dray.engine.volumes import VolumeVerbs
-from dray.linux import cgroups
+from dray.linux.cgroups.capabilities import Capabilities
 
 LOG_DRIVERS = ["json-file", "local", "none"]
 
@@ -50,10 +50,11 @@ class System:
         self,
         registry: Registry,
         containers: Containers,
-        images: Images,
+        images: ImageVerbs,
         volumes: VolumeVerbs,
         settings: Settings,
         *,
+        limits: Capabilities,
         listeners: Callable[[], int],
     ) -> None:
         self._registry = registry
@@ -61,6 +62,7 @@ class System:
         self._images = images
         self._volumes = volumes
         self._settings = settings
+        self._limits = limits
         self._listeners = listeners
 
     def ping(self) -> PingStatus:
@@ -97,7 +99,7 @@ class System:
         settings, release = self._settings, host.os_release()
         states = [container.state.status for container in self._registry]
         running, paused = states.count("running"), states.count("paused")
-        limits = cgroups.capabilities()
+        limits = self._limits
         return api.SystemInfo(
             id=settings.id,
             containers=len(states),
@@ -193,7 +195,7 @@ def _filesystem(path: str) -> str:
     return kind
 
 
-def _warnings(limits: Any) -> list[str] | None:
+def _warnings(limits: Capabilities) -> list[str] | None:
     missing = [
         (limits.memory_limit, "WARNING: No memory limit support"),
         (limits.swap_limit, "WARNING: No swap limit support"),

@@ -79,7 +79,7 @@ def _terminal(device: int) -> str:
 def _by_ps(pids: set[int], ps_args: str) -> ContainerTopResponse:
     for match in re.finditer(r"\s+(\w*)\s*=\s*(PID[^\s]*)", f" {ps_args}"):
         if match[1].lower() != "pid":
-            raise InvalidParameter(f"specifying \"{match[1]}={match[2]}\" is not allowed")
+            raise InvalidParameter(f'specifying "{match[1]}={match[2]}" is not allowed')
     if shutil.which("ps") is None:
         raise Unsupported("top: the host has no ps program (package procps) for other than the default arguments")
     result = subprocess.run(

@@ -5,6 +5,8 @@ Shapes are the newest API version's; `api.versions` cuts them to what older clie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from dray.api import models as api
@@ -13,6 +15,7 @@ from dray.engine import clock
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, Health, MountPoint, State
 from dray.network.model import Endpoint
+from dray.runtime.model import Mount
 
 
 def status_text(state: State, *, now: int) -> str:
@@ -103,7 +106,7 @@ def networks(record: ContainerRecord) -> dict[str, api.EndpointSettings]:
     mode = record.host_config.network_mode
     if not asked and mode and not mode.startswith("container:"):
         asked[mode] = api.EndpointSettings()
-    return {name: settings or api.EndpointSettings() for name, settings in asked.items()}
+    return {name: settings for name, settings in asked.items()}
 
 
 def ports(record: ContainerRecord) -> dict[str, list[api.PortBinding] | None]:
@@ -232,3 +235,13 @@ def with_sizes(
 ) -> api.ContainerInspectResponse | api.ContainerSummary:
     """Fill in SizeRw and SizeRootFs."""
     return msgspec.structs.replace(shown, size_rw=writable, size_rootfs=writable + image)
+
+
+def graph_data(mounts: Sequence[Mount]) -> dict[str, str] | None:
+    """Return `GraphDriver.Data`: the directories of an overlay."""
+    for mount in mounts:
+        if mount.type == "overlay":
+            words = dict(word.partition("=")[::2] for word in mount.options)
+            found = {"LowerDir": "lowerdir", "UpperDir": "upperdir", "WorkDir": "workdir"}
+            return {name: words[word] for name, word in found.items() if word in words}
+    return None

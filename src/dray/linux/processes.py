@@ -5,6 +5,8 @@ A process is known by pid and start time (field 22 of /proc/<pid>/stat): the pai
 
 from __future__ import annotations
 
+# signal.getsignal makes an enum member of every answer: half a millisecond for all signals.
+import _signal  # type: ignore[import-not-found]
 import os
 import signal
 
@@ -38,9 +40,9 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def reset_signals() -> None:
-    """Give every signal its default disposition and unblock all, as a program expects to find them."""
+    """Unblock every signal and stop ignoring any: what an ignored signal is stays across execve."""
     for number in _CATCHABLE:
-        if signal.getsignal(number) is not signal.SIG_DFL:
+        if _signal.getsignal(number) == _signal.SIG_IGN:  # handlers do not outlive execve
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

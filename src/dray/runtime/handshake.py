@@ -2,6 +2,7 @@
 
     create:  parent                          init
              ── Mapped ───────────────────▶  (new user namespace only) id maps are written
+             ── Grouped ──────────────────▶  (v1) the cgroup is made, init enters it; made meanwhile
              ◀─────────────────── Prepared   (runtime hooks only) mounts done, before pivot_root
              ── Proceed ──────────────────▶  the hooks have run
              ◀── Ready [console master] ──   everything is done but execve (rlimits are set now, from outside)
@@ -33,6 +34,10 @@ class Staged(msgspec.Struct, frozen=True, tag="staged"):
     """Child: the process that goes on is `pid` (in the parent's pid namespace, and its child)."""
 
     pid: int
+
+
+class Grouped(msgspec.Struct, frozen=True, tag="grouped"):
+    """Parent: the cgroup is made; the child may enter it."""
 
 
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
@@ -72,7 +77,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
         return StartError(self.message, self.exit_code) if self.exit_code else by_status(self.status, self.message)
 
 
-Message = Mapped | Staged | Prepared | Proceed | Ready | Start | Failed
+Message = Mapped | Staged | Grouped | Prepared | Proceed | Ready | Start | Failed
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

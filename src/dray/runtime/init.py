@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from dray.linux import libc, namespaces, privileges, processes
 from dray.linux.cgroups import Cgroup
 from dray.runtime import console, program
-from dray.runtime.handshake import Channel, Failed, Mapped, Prepared, Proceed, Ready, Staged, Start
+from dray.runtime.handshake import Channel, Failed, Grouped, Mapped, Prepared, Proceed, Ready, Staged, Start
 from dray.runtime.hooks import Hook, run_hooks
 from dray.runtime.model import Stdio
 from dray.runtime.program import Program
@@ -38,6 +38,7 @@ class Job:
 
     user_namespace: "" none, "new", "joined"
     join: name → descriptor of namespaces that init itself enters (mount last)
+    enters_cgroup: init was born outside its cgroup and enters it by itself, once told that it is made
     starts: where Start comes from: the handshake's channel, or a listening socket that outlives the parent
     """
 
@@ -46,7 +47,7 @@ class Job:
     plan: Plan
     stdio: Stdio
     cgroup: Cgroup
-    in_cgroup: bool
+    enters_cgroup: bool
     user_namespace: str
     join: Mapping[str, int]
     hostname: str
@@ -109,7 +110,13 @@ def _build(job: Job, channel: Channel) -> tuple[str, Channel]:
     enter_namespaces(job, channel)
     _identify(job)
     program.label(job.program)
-    stage = Stage(cgroup_paths=hierarchies(job.cgroup.paths), cgroup=None if job.in_cgroup else job.cgroup)
+
+    def enter_cgroup() -> None:
+        if job.enters_cgroup:
+            channel.expect(Grouped)
+            job.cgroup.add(0)
+
+    stage = Stage(cgroup_paths=hierarchies(job.cgroup.paths), enter_cgroup=enter_cgroup)
     for operation in job.plan.prepare:
         operation.execute(stage)
     if job.wants_hooks:

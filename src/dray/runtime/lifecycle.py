@@ -21,7 +21,7 @@ from typing import Any
 from dray.base.errors import Conflict, Internal, NotFound
 from dray.linux import cgroups, libc, namespaces, processes
 from dray.runtime import init, rootfs, state, tenant, validate
-from dray.runtime.handshake import Channel, Mapped, Message, Prepared, Proceed, Ready, Staged, Start
+from dray.runtime.handshake import Channel, Grouped, Mapped, Message, Prepared, Proceed, Ready, Staged, Start
 from dray.runtime.hooks import hooks_of, run_hooks
 from dray.runtime.model import CreateRequest, ExecRequest, Started
 from dray.runtime.program import program_of, set_limits
@@ -172,6 +172,12 @@ def _as_errors(what: str) -> Iterator[None]:
         raise Internal(f"{what}: {error}") from error
 
 
+def _delete_cgroup(cgroup: cgroups.Cgroup) -> None:
+    """Undo the making of a cgroup, whoever is in it."""
+    cgroup.kill()
+    cgroup.delete()
+
+
 class _Creation:
     """One `create`: every step registers its own undoing on the exit stack."""
 
@@ -193,16 +199,14 @@ class _Creation:
         if self.state_dir is not None:
             self.directory = state.make_directory(self.state_dir, request.id)
             self.undo.callback(state.remove_directory, self.directory)
-        with _as_errors("cgroup"):
-            cgroup = cgroups.create(linux.get("cgroupsPath") or "", request.id, linux.get("resources"))
-            self.undo.callback(cgroup.delete)
+        cgroup = cgroups.load(linux.get("cgroupsPath") or "", request.id)
         job = init.Job(
             id=request.id,
             program=wanted,
             plan=plan,
             stdio=request.stdio,
             cgroup=cgroup,
-            in_cgroup=False,
+            enters_cgroup=False,
             user_namespace="new" if "user" in spaces.new else "joined" if "user" in spaces.own else "",
             join={},
             hostname=spec.get("hostname") or "",
@@ -221,7 +225,7 @@ class _Creation:
         console = self._fork(job, spaces)
         with _as_errors("create"):
             set_limits(self.pid, wanted)
-            begun = processes.start_time(self.pid)
+            begun = 0 if self.directory is None else processes.start_time(self.pid)
         saved = Saved(
             id=request.id,
             pid=self.pid,
@@ -269,20 +273,25 @@ class _Creation:
             if kind in ("pid", "time") or (job.user_namespace == "new" and kind != "mount")
         }
         inside = {kind: fd for kind, fd in fds.items() if kind not in outside and kind not in ("mount", "user")}
-        cgroup_fd = job.cgroup.clone_fd()
-        if cgroup_fd is not None:
-            scope.callback(os.close, cgroup_fd)
-        born_inside = cgroup_fd is not None
+        # v1: the cgroup is made while init is being born, and init enters it by itself, which is far cheaper than
+        # being moved; not in a user namespace, where it may not. v2: init is born inside.
+        alone = cgroups.layout.current().version == 1 and not job.user_namespace
+        cgroup_fd = None
+        if not alone:
+            self._make_cgroup()
+            cgroup_fd = job.cgroup.clone_fd()
+            if cgroup_fd is not None:
+                scope.callback(os.close, cgroup_fd)
         before = libc.prctl(libc.PR_GET_DUMPABLE)
         libc.prctl(libc.PR_SET_DUMPABLE, 0)  # inherited: nobody in the namespaces can open the child's /proc files
         try:
-            if staged or (job.user_namespace and not born_inside):
-                job = replace(job, join=mount, in_cgroup=True, starts=starts)
+            if staged or (job.user_namespace and cgroup_fd is None):
+                job = replace(job, join=mount, starts=starts)
                 join = {kind: fd for kind, fd in fds.items() if kind != "mount"} if staged else outside
                 self.pid = self._clone_staged(job, spaces.new_flags, join, theirs, cgroup_fd)
                 self.pidfd = libc.pidfd_open(self.pid)
             else:
-                job = replace(job, join={**inside, **mount}, in_cgroup=born_inside, starts=starts)
+                job = replace(job, join={**inside, **mount}, enters_cgroup=alone, starts=starts)
                 with namespaces.joined(outside):
                     self.pid, self.pidfd = libc.clone3(
                         spaces.new_flags, cgroup=-1 if cgroup_fd is None else cgroup_fd
@@ -292,7 +301,16 @@ class _Creation:
         finally:
             libc.prctl(libc.PR_SET_DUMPABLE, before)
         self.undo.callback(self._kill)
+        if alone:
+            self._make_cgroup()
+            self.channel.send(Grouped())
         return job
+
+    def _make_cgroup(self) -> None:
+        path, resources = self.linux.get("cgroupsPath") or "", self.linux.get("resources")
+        with _as_errors("cgroup"):
+            cgroup = cgroups.create(path, self.request.id, resources)
+        self.undo.callback(_delete_cgroup, cgroup)
 
     def _clone_staged(
         self, job: init.Job, flags: int, join: dict[str, int], theirs: Channel, cgroup_fd: int | None

@@ -143,13 +143,18 @@ def set_limits(pid: int, program: Program) -> None:
             privileges.set_rlimit(pid, limit.name, limit.soft, limit.hard)
         except OSError as error:
             raise StartError(f"error setting rlimit: {error}") from error
-    if program.oom_score_adj is not None:
+    if program.oom_score_adj is not None and program.oom_score_adj != _inherited_oom_score_adj():
         try:
             privileges.write_proc(f"/proc/{pid}/oom_score_adj", str(program.oom_score_adj))
         except PermissionError as error:
             raise StartError(
                 f"cannot lower oom_score_adj to {program.oom_score_adj}: CAP_SYS_RESOURCE is missing ({error})"
             ) from error
+
+
+def _inherited_oom_score_adj() -> int:
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
 
 
 def label(program: Program) -> None:

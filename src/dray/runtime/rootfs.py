@@ -173,6 +173,13 @@ class BindMount:
 
     def execute(self, stage: Stage) -> None:
         """Clone the source, set the clone's attributes while it is detached, attach it."""
+        try:
+            self._attach(stage)
+        except OSError as error:
+            reason = f"error mounting {self.source!r} to rootfs at {self.target!r}: {error.strerror}"
+            raise OSError(error.errno, reason, error.filename) from error
+
+    def _attach(self, stage: Stage) -> None:
         tree = mounts.clone_tree(self.source, recursive=self.recursive)
         try:
             mounts.set_tree(tree, self.options)
@@ -180,8 +187,6 @@ class BindMount:
             target = mounts.make_in_root(stage.root, self.target, directory=directory)
             try:
                 mounts.attach(tree, target)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, self.target) from error
             finally:
                 os.close(target)
         finally:
@@ -226,24 +231,38 @@ class MountCgroup:
     def execute(self, stage: Stage) -> None:
         """Mount; the container must be in its cgroup (and cgroup namespace) already."""
         if "" in stage.cgroup_paths:
-            self._mount_one(stage, "", stage.cgroup_paths[""], self.target)
+            self._mount_unified(stage, stage.cgroup_paths[""])
             return
         tmpfs = mounts.Options(flags=self.options.flags & ~libc.MS_RDONLY, data="mode=755")
         MountFilesystem("tmpfs", "tmpfs", self.target, tmpfs).execute(stage)
-        for name, path in stage.cgroup_paths.items():
-            self._mount_one(stage, name, path, f"{self.target}/{name}")
+        fd = mounts.open_in_root(stage.root, self.target)
+        try:
+            # The tmpfs is new and nobody else can reach it yet: names below it need no scoped resolution.
+            for name, path in stage.cgroup_paths.items():
+                os.mkdir(name, 0o755, dir_fd=fd)
+                self._attach_hierarchy(name, path, fd)
+        finally:
+            os.close(fd)
         if self.options.flags & libc.MS_RDONLY:
             Remount(self.target, libc.MOUNT_ATTR_RDONLY).execute(stage)
 
-    def _mount_one(self, stage: Stage, name: str, path: str, target: str) -> None:
-        if not self.namespace:
-            BindMount(path, target, self.options, recursive=False).execute(stage)
-        elif not name:
-            MountFilesystem("cgroup2", "cgroup", target, self.options).execute(stage)
-        else:
+    def _attach_hierarchy(self, name: str, path: str, directory: int) -> None:
+        if self.namespace:
             controllers = f"none,name={name}" if name == "systemd" else name
-            options = mounts.Options(flags=self.options.flags, data=controllers)
-            MountFilesystem("cgroup", "cgroup", target, options).execute(stage)
+            libc.mount("cgroup", f"{mounts.fd_path(directory)}/{name}", "cgroup", self.options.flags, controllers)
+            return
+        tree = mounts.clone_tree(path)
+        try:
+            mounts.set_tree(tree, self.options)
+            libc.move_mount(tree, "", directory, name, libc.MOVE_MOUNT_F_EMPTY_PATH)
+        finally:
+            os.close(tree)
+
+    def _mount_unified(self, stage: Stage, path: str) -> None:
+        if not self.namespace:
+            BindMount(path, self.target, self.options, recursive=False).execute(stage)
+        else:
+            MountFilesystem("cgroup2", "cgroup", self.target, self.options).execute(stage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +277,7 @@ class JoinCgroup:
 
     def execute(self, stage: Stage) -> None:
         """Enter: done before anything that shows the cgroup."""
-        if stage.cgroup is not None:
-            stage.cgroup.add(0)
+        stage.enter_cgroup()
         if self.namespace:
             libc.unshare(libc.CLONE_NEWCGROUP)
 
@@ -383,7 +401,7 @@ def plan(spec: dict[str, Any], root: str, root_mounts: Sequence[Mount] = ()) -> 
     if not any(_destination(entry) == "/dev" and _is_bind(entry) for entry in entries):
         lists.prepare.extend(_plan_devices(spec, linux, user_namespace="user" in own))
     cwd = (spec.get("process") or {}).get("cwd") or "/"
-    lists.prepare.append(MakeDirectory(os.path.normpath("/" + cwd)))
+    lists.prepare.append(MakeDirectory(_clean(cwd)))
     finish: list[Operation] = [ReadonlyPath(path) for path in linux.get("readonlyPaths") or ()]
     finish += [MaskPath(path) for path in linux.get("maskedPaths") or ()]
     readonly = bool((spec.get("root") or {}).get("readonly"))
@@ -399,7 +417,12 @@ def _destination(entry: dict[str, Any]) -> str:
     destination = entry.get("destination")
     if not destination:
         raise InvalidParameter("mounts: an entry has no destination")
-    return os.path.normpath("/" + str(destination).lstrip("/"))
+    return _clean(str(destination))
+
+
+def _clean(path: str) -> str:
+    """Return an absolute path without `..` (normpath keeps two leading slashes)."""
+    return os.path.normpath("/" + path.lstrip("/"))
 
 
 def _is_bind(entry: dict[str, Any]) -> bool:

@@ -11,7 +11,6 @@ import stat
 from collections.abc import Callable, Mapping
 
 from dray.linux import libc, mounts
-from dray.linux.cgroups import Cgroup
 
 
 class Stage:
@@ -19,15 +18,15 @@ class Stage:
 
     root: O_PATH descriptor of the root directory
     cgroup_paths: host directory of the container's cgroup by hierarchy's name (v1) or under "" (v2)
-    cgroup: what the process that executes has to enter, None when it was born in it
+    enter_cgroup: moves the calling process into the container's cgroup
     """
 
-    __slots__ = ("_empty", "_null", "cgroup", "cgroup_paths", "root")
+    __slots__ = ("_empty", "_null", "cgroup_paths", "enter_cgroup", "root")
 
-    def __init__(self, *, cgroup_paths: Mapping[str, str], cgroup: Cgroup | None) -> None:
+    def __init__(self, *, cgroup_paths: Mapping[str, str], enter_cgroup: Callable[[], None]) -> None:
         self.root = -1
         self.cgroup_paths = cgroup_paths
-        self.cgroup = cgroup
+        self.enter_cgroup = enter_cgroup
         self._null = -1
         self._empty = -1
 

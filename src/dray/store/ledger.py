@@ -50,6 +50,7 @@ class Ledger:
 
     def __init__(self, root: Path, records: Records, own: Iterable[str] = ()) -> None:
         self.root = root
+        self._reserved = {"trash", *own}
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(root, 0o700)
         self._records = records
@@ -61,7 +62,7 @@ class Ledger:
         self._forget_unsettled()
         self.trash = Trash(root / "trash")
         known = self.folders()
-        present = {entry.name for entry in os.scandir(root)} - {"trash", *own}
+        present = {entry.name for entry in os.scandir(root)} - self._reserved
         for folder in present - known:
             self.trash.throw(root / folder)
         numbers = (int(name, 36) for name in known if name.isalnum())
@@ -87,7 +88,9 @@ class Ledger:
 
     def folder(self) -> str:
         """Return a fresh, short name for a folder (mount options hold many of them)."""
-        return _short(next(self._next))
+        while (name := _short(next(self._next))) in self._reserved:
+            pass
+        return name
 
     def layer(self, key: str) -> LayerRecord:
         """Return a layer; NotFound if there is none."""

@@ -23,7 +23,7 @@ from dray.store.content import ContentStore, Lease
 from dray.store.images import deletion
 from dray.store.images.model import DANGLING, Image, ImageUser
 from dray.store.images.names import Names, no_such_image
-from dray.store.images.reading import Reading
+from dray.store.images.reading import Found, Reading
 from dray.store.snapshots import Progress, Snapshots
 
 # Told (action, image id or name, attributes) after the fact; actions are the Engine API's.
@@ -50,6 +50,7 @@ class Images:
         self._cache: dict[tuple[str, str], Image] = {}
         self._cached_generation = -1
         self._lock = threading.Lock()
+        self._holding = threading.Lock()
         self._holds = 0
         self._roots: list[Callable[[], set[str]]] = []
 
@@ -202,6 +203,24 @@ class Images:
 
     # --- layers
 
+    def choose(self, target: Descriptor, platform: Platform | None = None) -> Found:
+        """Return a target's manifest for a platform (None: the best for this host); NotFound if it has none."""
+        return self._reading.choose(target, platform)
+
+    def complete(self, target: Descriptor) -> bool:
+        """Tell whether, of every manifest of a target that is here, all other content is here too.
+
+        An index may name manifests that are not (an archive of one platform of many).
+        """
+        here = (item for item in self._reading.manifests(target) if self.content.has(item.digest))
+        return all(self.content.has(blob.digest) for item in here for blob in self._reading.blobs(item))
+
+    def unpack(self, target: Descriptor, platform: Platform, progress: Progress | None = None) -> None:
+        """Unpack a target's layers for `platform`, if it has that platform; to be called inside `hold`."""
+        with contextlib.suppress(NotFound):
+            found = self._reading.choose(target, platform)
+            self.snapshots.unpack(self._reading.layer_sources(found), progress)
+
     def ensure_unpacked(self, image: Image, progress: Progress | None = None) -> None:
         """Unpack the layers of an image that are not unpacked; returns at once if they are.
 
@@ -286,13 +305,13 @@ class Images:
     @contextlib.contextmanager
     def hold(self) -> Iterator[Lease]:
         """Keep everything that is written inside from being collected; yields the lease for the blobs."""
-        with self._lock:
+        with self._holding:
             self._holds += 1
         try:
             with self.content.lease() as lease:
                 yield lease
         finally:
-            with self._lock:
+            with self._holding:
                 self._holds -= 1
 
     def collect(self) -> int:
@@ -301,7 +320,7 @@ class Images:
         Layers stay while a hold is open: they have no name yet. The next collection takes them.
         """
         _, freed = self.content.collect(self._live)
-        with self._lock:
+        with self._holding:
             if self._holds == 0:
                 self._collect_layers()
         self._reading.forget()
