@@ -143,6 +143,12 @@ def parse_options(words: Iterable[str]) -> Options:
     )  # fmt: skip
 
 
+def option_words() -> list[str]:
+    """Return every option word that is understood here rather than by a file system."""
+    recursive = [f"r{word}" for word in _FLAGS if word not in ("defaults", "bind", "rbind", "remount")]
+    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup"})
+
+
 def fd_path(fd: int) -> str:
     """Return the path by which a syscall without a descriptor argument reaches `fd`'s file."""
     return f"/proc/self/fd/{fd}"
