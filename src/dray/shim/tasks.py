@@ -223,9 +223,10 @@ class Task:
 class Tasks:
     """The shims of this daemon."""
 
-    def __init__(self, zygote: Zygote, listener: TaskListener) -> None:
+    listener: TaskListener
+
+    def __init__(self, zygote: Zygote) -> None:
         self._zygote = zygote
-        self.listener = listener
         self._background: set[asyncio.Task[None]] = set()
 
     async def create(
