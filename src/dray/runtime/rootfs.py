@@ -87,6 +87,8 @@ class MountRoot:
                 self._bind(entry.source, target, options)
             else:
                 mounts.mount_filesystem(entry.type, entry.source, target, options)
+                for propagation in options.propagation:
+                    libc.mount("", target, "", propagation)
         if not self.layers:
             _make_parent_private(self.path)
             self._bind(self.path, self.path, mounts.Options(flags=libc.MS_REC))
@@ -139,10 +141,19 @@ class MountFilesystem:
                 mounts.mount_filesystem(self.type, self.source, mounts.fd_path(fd), self.options)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, self.target) from error
+            if self.options.propagation:
+                self._propagate(stage)
             if content is not None:
                 stage.copy_in(content, self.target)
         finally:
             os.close(fd)
+
+    def _propagate(self, stage: Stage) -> None:
+        mounted = mounts.open_in_root(stage.root, self.target)  # the older descriptor is what is hidden below
+        try:
+            mounts.set_propagation(mounted, self.options)
+        finally:
+            os.close(mounted)
 
 
 def _refuse_link(stage: Stage, target: str) -> None:
