@@ -21,7 +21,7 @@ _SHARED, _SLAVE = ("shared", "rshared"), ("slave", "rslave")
 def build(host: HostConfig, facts: Facts, options: SecurityOptions, *, with_init: bool) -> list[dict[str, Any]]:
     """Return the mounts in the order in which they are made: a parent before what lies in it."""
     asked = {mount.destination: mount for mount in facts.mounts}
-    mounts = [*_standard(host, asked)]
+    mounts = [*_standard(asked)]
     if "/dev/shm" not in asked and "/dev" not in asked:
         mounts += _shared_memory(host, facts)
     mounts += [_user_mount(mount, facts) for mount in facts.mounts]
@@ -49,7 +49,7 @@ def build(host: HostConfig, facts: Facts, options: SecurityOptions, *, with_init
     return mounts
 
 
-def _standard(host: HostConfig, asked: Mapping[str, ResolvedMount]) -> list[dict[str, Any]]:
+def _standard(asked: Mapping[str, ResolvedMount]) -> list[dict[str, Any]]:
     """Copy the default mounts but those that the user's own replace."""
     mounts = []
     for mount in defaults()["mounts"]:
@@ -58,8 +58,6 @@ def _standard(host: HostConfig, asked: Mapping[str, ResolvedMount]) -> list[dict
             continue
         if "/dev" in asked and target.startswith("/dev/"):
             continue  # what the user's /dev has there is what is wanted
-        if target == "/dev/mqueue" and host.ipc_mode == "none":
-            continue
         mounts.append({**mount, "options": list(mount["options"])})
     return mounts
 
