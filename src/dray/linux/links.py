@@ -133,6 +133,12 @@ def veth_request(name: str, peer: str, *, peer_netns: int, master: int, mac: str
     return Request(f"create veth {name}", RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
 
 
+def enslave_request(name: str, master: int) -> Request:
+    """Make an interface a port of the bridge of index `master`."""
+    body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, master)
+    return Request(f"put {name} on its bridge", RTM_NEWLINK, 0, body)
+
+
 def port_request(name: str, *, hairpin: bool, isolated: bool, alias: str, ipv6: bool = True) -> Request:
     """Set up a bridge port by name and bring it up.
 
@@ -157,9 +163,11 @@ def port_request(name: str, *, hairpin: bool, isolated: bool, alias: str, ipv6: 
     return Request(f"set up bridge port {name}", RTM_NEWLINK, 0, body)
 
 
-def up_request(index: int, *, link_local: bool = True) -> Request:
+def up_request(index: int, *, link_local: bool = True, alias: str = "") -> Request:
     """Bring an interface up; `link_local` False keeps it from making itself an IPv6 link-local address."""
     body = _link_message(index, flags=IFF_UP, change=IFF_UP)
+    if alias:
+        body += netlink.attribute(IFLA_IFALIAS, alias.encode())
     if not link_local:
         body += _no_link_local()
     return Request(f"bring up interface {index}", RTM_NEWLINK, 0, body)
