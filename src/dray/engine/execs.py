@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import socket
+
 from dray.api import models as api
+from dray.api.requests import Connection
 from dray.base import digest
-from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
+from dray.engine import detachkeys
 from dray.engine.events import Events
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container, Exec
 from dray.engine.processes import exec_process
 from dray.engine.registry import Registry
 from dray.shim.model import AttachRequest, ExecCreate
+from dray.wire import stdcopy
 
 
 class ExecTable:
@@ -45,6 +53,7 @@ class ExecTable:
             detach_keys=ask.detach_keys,
             user=ask.user,
             command=list(ask.cmd),
+            console_size=ask.console_size,
         )
         self._execs[run.id] = run
         container.execs[run.id] = run
@@ -154,3 +163,60 @@ class ExecTable:
         self._events.publish(
             "container", action, container.id, Lifecycle.attributes(container) | {"execID": run.id}
         )
+
+
+class ExecVerbs:
+    """The `Execs` backend of the server."""
+
+    def __init__(self, registry: Registry, table: ExecTable) -> None:
+        self._registry = registry
+        self._table = table
+
+    async def create(self, ref: str, config: api.ExecConfig) -> api.IDResponse:
+        """Prepare an exec."""
+        detachkeys.parse(config.detach_keys)
+        return api.IDResponse(id=self._table.create(self._registry.find(ref), config).id)
+
+    async def start(self, id: str, options: api.ExecStartConfig, connection: Connection | None) -> None:
+        """Run a prepared exec, its stdio on the client's connection."""
+        run = self._table.find(id)
+        self._table.check_startable(run)
+        size = options.console_size or run.console_size
+        console = (size[0], size[1]) if size and any(size) else None
+        if connection is None:
+            await self._table.start(run, attach=None, fd=None, console_size=console)
+            return
+        detached = await connection.hijack(tty=run.tty)
+        attach = AttachRequest(
+            stdin=run.open_stdin,
+            stdout=run.open_stdout,
+            stderr=run.open_stderr,
+            framed=detached.multiplexed,
+            leftover=detached.leftover,
+            detach_keys=detachkeys.parse(run.detach_keys) if run.tty else b"",
+            exec_id=run.id,
+        )
+        told = os.dup(detached.fd)
+        try:
+            await self._table.start(run, attach=attach, fd=detached.fd, console_size=console)
+        except DrayError as error:
+            await asyncio.to_thread(_tell, told, str(error), detached.multiplexed)
+        finally:
+            os.close(told)
+
+    async def inspect(self, id: str) -> api.ExecInspectResponse:
+        """Return what is known of an exec."""
+        return self._table.inspect(self._table.find(id))
+
+    async def resize(self, id: str, height: int, width: int) -> None:
+        """Set the size of the terminal."""
+        await self._table.resize(self._table.find(id), height, width)
+
+
+def _tell(fd: int, message: str, framed: bool) -> None:
+    """Write an error into a hijacked stream, as dockerd does, and end it."""
+    data = f"{message}\r\n".encode()
+    with socket.socket(fileno=os.dup(fd)) as client, contextlib.suppress(OSError):
+        client.settimeout(5)
+        client.sendall(stdcopy.frame(stdcopy.STDOUT, data) if framed else data)
+        client.shutdown(socket.SHUT_RDWR)

@@ -41,6 +41,11 @@ class Layout:
         """Where directories wait for their removal."""
         return f"{self.data_root}/trash"
 
+    @property
+    def containers(self) -> str:
+        """The durable directories of all containers."""
+        return f"{self.data_root}/containers"
+
     def container(self, container_id: str) -> str:
         """A container's durable directory."""
         return f"{self.data_root}/containers/{container_id}"

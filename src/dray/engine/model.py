@@ -76,7 +76,7 @@ class MountPoint(msgspec.Struct):
     create_source: bool = False
     copy: bool = False
     subpath: str = ""
-    from_ask: bool = True  # False: an image's VOLUME or --volumes-from
+    tmpfs_flag: bool = False  # asked by --tmpfs, which inspect does not list among the mounts
 
 
 class ContainerRecord(msgspec.Struct):
@@ -118,6 +118,7 @@ class Exec:
     detach_keys: str
     user: str
     command: list[str]
+    console_size: list[int] | None = None
     pid: int = 0
     running: bool = False
     started: bool = False

@@ -44,9 +44,7 @@ def resolve(
     for path in config.volumes or {}:
         destination = _destination(path, path)
         if destination not in points:
-            points[destination] = MountPoint(
-                type="volume", destination=destination, driver="local", copy=True, from_ask=False
-            )
+            points[destination] = MountPoint(type="volume", destination=destination, driver="local", copy=True)
     return sorted(points.values(), key=lambda point: (point.destination.count("/"), point.destination))
 
 
@@ -209,7 +207,7 @@ def _tmpfs_words(mount: Mount) -> list[str]:
 
 
 def _tmpfs(path: str, options: str) -> MountPoint:
-    point = MountPoint(type="tmpfs", destination=_destination(path, path))
+    point = MountPoint(type="tmpfs", destination=_destination(path, path), tmpfs_flag=True)
     point.options = [word for word in options.split(",") if word]
     point.rw = "ro" not in point.options
     return point
@@ -234,7 +232,6 @@ def _from_container(text: str, mounts_of: Callable[[str], Sequence[MountPoint]])
                     propagation=point.propagation,
                     options=list(point.options),
                     subpath=point.subpath,
-                    from_ask=False,
                 )
             )
     return points

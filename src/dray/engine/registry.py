@@ -69,6 +69,10 @@ class Registry:
             )
         return bare
 
+    def is_taken(self, name: str) -> bool:
+        """Tell whether a container has this name."""
+        return name in self._by_name
+
     def reserve(self, name: str, container_id: str) -> None:
         """Take a name before its container exists; `release` gives it back if the creation fails."""
         self._by_name[self.check_name(name)] = container_id

@@ -52,6 +52,7 @@ class Supervisor:
         self._health = health
         self._events = events
         self._layout = layout
+        self._ready = asyncio.Event()  # set once the daemon's start is over: until then no exit is acted on
 
     # -- what shims report ---------------------------------------------------------------------------------
 
@@ -69,9 +70,9 @@ class Supervisor:
         self._lifecycle.later(self._ended(task, status))
 
     async def _ended(self, task: Task, status: ExitStatus) -> None:
+        await self._ready.wait()
         container = self._registry.get(task.id)
         if container is None:
-            await task.release()
             return
         async with container.lock:  # a start that is still being written down comes first
             known = container.task
@@ -164,6 +165,7 @@ class Supervisor:
         for container, status in ended:
             remove_tree(self._layout.task(container.id))
             await self._lifecycle.ended(container, status, at_boot=True)
+        self._ready.set()
         for container in self._registry:
             state = container.state
             if state.running:
@@ -198,3 +200,12 @@ class Supervisor:
             await self._lifecycle.start(container)
         except DrayError as error:
             log.warning("container %s could not be restarted: %s", container.name, error)
+
+    async def stop(self) -> None:
+        """The daemon goes: leave shims and containers as they are, and act on nothing more."""
+        for container in self._registry:
+            self._health.stop(container)
+            if container.restart_timer is not None:
+                container.restart_timer.cancel()
+            if container.task is not None:
+                container.task.disconnect()

@@ -5,14 +5,17 @@ Shapes are the newest API version's; `api.versions` cuts them to what older clie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from dray.api import models as api
-from dray.base import units
+from dray.base import digest, units
 from dray.engine import clock
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, Health, MountPoint, State
 from dray.network.model import Endpoint
+from dray.runtime.model import Mount
 
 
 def status_text(state: State, *, now: int) -> str:
@@ -79,19 +82,19 @@ def endpoint_settings(record: ContainerRecord, endpoint: Endpoint) -> api.Endpoi
     return api.EndpointSettings(
         ipam_config=ask.ipam_config,
         links=ask.links,
-        mac_address=endpoint.mac_address,
+        mac_address=endpoint.mac,
         aliases=endpoint.aliases or None,
         driver_opts=ask.driver_opts,
         gw_priority=ask.gw_priority,
         network_id=endpoint.network_id,
-        endpoint_id=endpoint.endpoint_id,
-        gateway=endpoint.gateway,
-        ip_address=endpoint.ipv4_address,
-        ip_prefix_len=endpoint.ipv4_prefix,
-        ipv6_gateway=endpoint.ipv6_gateway,
-        global_ipv6_address=endpoint.ipv6_address,
-        global_ipv6_prefix_len=endpoint.ipv6_prefix,
-        dns_names=endpoint.dns_names or None,
+        endpoint_id=endpoint.id,
+        gateway=endpoint.gateway4,
+        ip_address=endpoint.ipv4,
+        ip_prefix_len=endpoint.prefix4,
+        ipv6_gateway=endpoint.gateway6,
+        global_ipv6_address=endpoint.ipv6,
+        global_ipv6_prefix_len=endpoint.prefix6,
+        dns_names=endpoint.names or None,
     )
 
 
@@ -103,7 +106,7 @@ def networks(record: ContainerRecord) -> dict[str, api.EndpointSettings]:
     mode = record.host_config.network_mode
     if not asked and mode and not mode.startswith("container:"):
         asked[mode] = api.EndpointSettings()
-    return {name: settings or api.EndpointSettings() for name, settings in asked.items()}
+    return {name: settings for name, settings in asked.items()}
 
 
 def ports(record: ContainerRecord) -> dict[str, list[api.PortBinding] | None]:
@@ -162,7 +165,7 @@ def inspect(container: Container, layout: Layout, *, apparmor: str = "") -> api.
     record = container.record
     directory = layout.container(record.id)
     started = record.state.started_at != 0
-    sandbox = record.endpoints[0].sandbox_id if record.endpoints else ""
+    sandbox = digest.of(record.id.encode() + str(record.state.started_at).encode())[7:]
     running_execs = [run.id for run in container.execs.values() if run.running or not run.started]
     return api.ContainerInspectResponse(
         id=record.id,
@@ -182,10 +185,10 @@ def inspect(container: Container, layout: Layout, *, apparmor: str = "") -> api.
         app_armor_profile=apparmor,
         exec_ids=running_execs or None,
         host_config=record.host_config,
-        mounts=[mount(point) for point in record.mounts if point.from_ask is not None and point.type != "tmpfs"],
+        mounts=[mount(point) for point in record.mounts if point.type != "tmpfs" or not point.tmpfs_flag],
         config=record.config,
         network_settings=api.NetworkSettings(
-            sandbox_id=sandbox,
+            sandbox_id=sandbox if record.state.running else "",
             sandbox_key=f"/proc/{record.state.pid}/ns/net" if record.state.running else "",
             ports=ports(record),
             networks=networks(record),
@@ -219,7 +222,7 @@ def summary(container: Container, *, now: int) -> api.ContainerSummary:
             annotations=record.host_config.annotations,
         ),
         network_settings=api.SummaryNetworkSettings(networks=networks(record)),
-        mounts=[mount(point) for point in record.mounts if point.type != "tmpfs"],
+        mounts=[mount(point) for point in record.mounts if point.type != "tmpfs" or not point.tmpfs_flag],
         health=api.HealthSummary(
             status=state.health.status if state.health else "none",
             failing_streak=state.health.failing_streak if state.health else 0,
@@ -232,3 +235,13 @@ def with_sizes(
 ) -> api.ContainerInspectResponse | api.ContainerSummary:
     """Fill in SizeRw and SizeRootFs."""
     return msgspec.structs.replace(shown, size_rw=writable, size_rootfs=writable + image)
+
+
+def graph_data(mounts: Sequence[Mount]) -> dict[str, str] | None:
+    """Return `GraphDriver.Data`: the directories of an overlay."""
+    for mount in mounts:
+        if mount.type == "overlay":
+            words = dict(word.partition("=")[::2] for word in mount.options)
+            found = {"LowerDir": "lowerdir", "UpperDir": "upperdir", "WorkDir": "workdir"}
+            return {name: words[word] for name, word in found.items() if word in words}
+    return None
