@@ -99,6 +99,10 @@ def _no_link_local() -> bytes:
     )
 
 
+def _named(name: str) -> bytes:
+    return _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+
+
 def bridge_request(name: str, *, mac: str, mtu: int = 0) -> Request:
     """Create a bridge. A fixed MAC address keeps it from changing as ports come and go."""
     body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
@@ -194,6 +198,15 @@ def mtu_request(index: int, mtu: int) -> Request:
     return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, _link_message(index) + netlink.u32(IFLA_MTU, mtu))
 
 
+def settle_request(name: str) -> Request:
+    """Ask for an interface's state, which makes the kernel (6.8 and later) act on carrier changes at once.
+
+    Its link watch does so otherwise, milliseconds up to a second later: until then a bridge port does not
+    forward, and IPv6 does not use the interface.
+    """
+    return Request(f"settle {name}", RTM_GETLINK, 0, _named(name))
+
+
 def delete_request(name: str) -> Request:
     """Delete an interface by name (of a veth pair, both ends)."""
     return Request(f"delete interface {name}", RTM_DELLINK, 0, _link_message() + netlink.text(IFLA_IFNAME, name))
@@ -279,10 +292,9 @@ class Links:
 
     def find(self, name: str) -> Link | None:
         """Return the interface of that name, or None."""
-        body = _link_message() + netlink.text(IFLA_IFNAME, name)
-        body += netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        request = Request(f"look up interface {name}", RTM_GETLINK, 0, _named(name))
         try:
-            return _decode_link(self._netlink.ask(Request(f"look up interface {name}", RTM_GETLINK, 0, body)).body)
+            return _decode_link(self._netlink.ask(request).body)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None

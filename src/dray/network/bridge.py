@@ -153,6 +153,11 @@ class BridgeDriver:
             self._host.apply([links.release_request(name) for name in found])
         return found
 
+    def ready(self, network: Network, endpoint: Endpoint) -> None:
+        """Let port and bridge carry packets now: what a container sent before would be lost, and sent again
+        after a second."""
+        self._host.apply([links.settle_request(endpoint.veth), links.settle_request(network.interface)])
+
     def unplug(self, network: Network, endpoint: Endpoint) -> None:
         """Take the host's end off the bridge and down. The pair goes with its namespace, or by `delete`."""
         try:

@@ -111,6 +111,18 @@ class Controller:
         """Return the endpoints of running containers in a network."""
         return [held[network_id] for held in self._endpoints.values() if network_id in held]
 
+    def host_gateway(self) -> list[str]:
+        """Return the addresses that `host-gateway` stands for in --add-host."""
+        if self._config.host_gateway_ips:
+            return list(self._config.host_gateway_ips)
+        return [
+            pool.gateway
+            for network in self._bridges()
+            if network.predefined
+            for pool in network.pools
+            if pool.gateway
+        ]
+
     def warnings(self) -> list[str]:
         """Return what on this host stands in networking's way, in words for the user (`docker info`)."""
         found: list[str] = []
@@ -191,6 +203,7 @@ class Controller:
             for endpoint in built:
                 self._plug(endpoint, namespace.netns, undo)
             sandbox.wire(namespace.inside, built)
+            self._ready(built)
             made.endpoints = self._publisher.publish(built, ask, self._network, made, undo)
             made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
@@ -233,6 +246,7 @@ class Controller:
             settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
             sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
             sandbox.wire(inside, [built], fresh=False)
+            self._ready([built])
             after = self._rerouted(inside, [*held.values(), built])
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in after}
             undo.pop_all()
@@ -285,6 +299,11 @@ class Controller:
         driver = self._networks.driver(network)
         undo.callback(driver.unplug, network, endpoint)
         driver.plug(network, endpoint, netns)
+
+    def _ready(self, built: Sequence[Endpoint]) -> None:
+        for endpoint in built:
+            network = self._network(endpoint.network_id)
+            self._networks.driver(network).ready(network, endpoint)
 
     def _adopt(self, container_id: str, endpoint: Endpoint) -> None:
         self._endpoints.setdefault(container_id, {})[endpoint.network_id] = endpoint

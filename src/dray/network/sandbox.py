@@ -117,6 +117,7 @@ def wire(inside: Links, endpoints: Sequence[Endpoint], *, fresh: bool = True) ->
         requests.append(links.up_request(link.index, link_local=bool(endpoint.ipv6)))
         requests += [links.address_request(link.index, interface) for interface in endpoint.interfaces()]
         requests += default_routes(endpoint, link.index)
+        requests.append(links.settle_request(endpoint.interface))
     inside.apply(requests)
 
 
