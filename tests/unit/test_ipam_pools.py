@@ -32,7 +32,7 @@ def test_range_gateway_and_auxiliary_addresses() -> None:
     assert pools.reserve("n", ip_address("10.0.0.7")) == 24
     with pytest.raises(Forbidden, match="Address already in use"):
         pools.reserve("n", ip_address("10.0.0.7"))
-    with pytest.raises(InvalidParameter, match="no configured subnet contains IP address 10.9.9.9"):
+    with pytest.raises(InvalidParameter, match=r"no configured subnet contains IP address 10\.9\.9\.9"):
         pools.reserve("n", ip_address("10.9.9.9"))
 
 

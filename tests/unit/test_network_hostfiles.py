@@ -4,14 +4,26 @@ import pytest
 
 from dray.base.errors import InvalidParameter
 from dray.network import hostfiles
+from dray.network.model import Endpoint
+
+ENDPOINT = Endpoint(
+    id="e",
+    network_id="n",
+    network_name="bridge",
+    driver="bridge",
+    container_id="c",
+    container_name="web",
+    ipv4="172.17.0.2",
+    ipv6="fd00::2",
+)
 
 
 def test_hosts_has_localhost_first_then_extra_then_own() -> None:
     text = hostfiles.hosts(
         hostname="web",
         domainname="example.com",
-        addresses=["172.17.0.2", "fd00::2"],
-        extra=["db:10.0.0.5", "six:[fd00::9]", "gate:host-gateway", "eq=10.0.0.6"],
+        endpoints=[ENDPOINT],
+        extra_hosts=["db:10.0.0.5", "six:[fd00::9]", "gate:host-gateway", "eq=10.0.0.6"],
         links=[("172.17.0.3", ["db", "abc", "db"])],
         host_gateway=["172.17.0.1"],
     )
@@ -38,7 +50,7 @@ def test_hosts_has_localhost_first_then_extra_then_own() -> None:
 )
 def test_bad_extra_hosts(extra: str, words: str) -> None:
     with pytest.raises(InvalidParameter, match=words):
-        hostfiles.hosts(hostname="web", extra=[extra])
+        hostfiles.hosts(hostname="web", extra_hosts=[extra])
 
 
 HOST = """# comment
@@ -65,12 +77,12 @@ options edns0 trust-ad
             ],
         ),
         (
-            {"dns": ["127.0.0.1"], "search": ["."], "options": ["ndots:2"]},
+            {"servers": ["127.0.0.1"], "search": ["."], "options": ["ndots:2"]},
             ["nameserver 127.0.0.1", "options ndots:2"],
         ),
         ({"search": ["c.example"], "options": ["x"]}, ["nameserver 192.0.2.53", "search c.example", "options x"]),
         (
-            {"own_namespace": False},
+            {"host_mode": True},
             [
                 "nameserver 127.0.0.53",
                 "nameserver 192.0.2.53",
@@ -92,9 +104,13 @@ def test_resolv_conf_falls_back_on_public_servers() -> None:
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(InvalidParameter, match="dns\\.example is not an ip address"):
-        hostfiles.resolv_conf("", dns=["dns.example"])
+        hostfiles.resolv_conf("", servers=["dns.example"])
     with pytest.raises(InvalidParameter, match="is not a valid domain"):
         hostfiles.resolv_conf("", search=["a b\nnameserver 6.6.6.6"])
     with pytest.raises(InvalidParameter, match="invalid hostname"):
         hostfiles.check_hostname("-x")
     hostfiles.check_hostname("web-1.example")
+
+
+def test_a_container_on_the_hosts_network_resolves_its_own_name() -> None:
+    assert hostfiles.hosts(hostname="web", host_mode=True).endswith("\n127.0.1.1\tweb\n")

@@ -19,7 +19,7 @@ from dray.base.records import Records
 from dray.linux import links
 from dray.linux.links import Links
 from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
-from dray.network import endpoints, forwarding, live, sandbox, sysctls
+from dray.network import endpoints, forwarding, hostfiles, live, sandbox, sysctls
 from dray.network.bridge import BridgeDriver
 from dray.network.firewall import Firewall
 from dray.network.host import HostDriver
@@ -111,17 +111,20 @@ class Controller:
         """Return the endpoints of running containers in a network."""
         return [held[network_id] for held in self._endpoints.values() if network_id in held]
 
-    def host_gateway(self) -> list[str]:
-        """Return the addresses that `host-gateway` stands for in --add-host."""
+    def host_gateway(self, held: Sequence[Endpoint] = ()) -> list[str]:
+        """Return the addresses that `host-gateway` stands for in --add-host: configured, else the default
+        bridge's, else the gateways of the container's own endpoints."""
         if self._config.host_gateway_ips:
             return list(self._config.host_gateway_ips)
-        return [
-            pool.gateway
-            for network in self._bridges()
-            if network.predefined
-            for pool in network.pools
-            if pool.gateway
-        ]
+        default = [network for network in self._bridges() if network.predefined]
+        if default:
+            return [pool.gateway for network in default for pool in network.pools if pool.gateway]
+        return [gateway for endpoint in held for gateway in (endpoint.gateway4, endpoint.gateway6) if gateway]
+
+    @staticmethod
+    def host_resolv_conf() -> str:
+        """Return the text of the host's resolv.conf (see `hostfiles.read_host_resolv_conf`)."""
+        return hostfiles.read_host_resolv_conf()
 
     def warnings(self) -> list[str]:
         """Return what on this host stands in networking's way, in words for the user (`docker info`)."""
@@ -225,49 +228,48 @@ class Controller:
             self._release(endpoint)
 
     async def connect(
-        self, container_id: str, netns: int, ask: EndpointAsk, *, name: str, hostname: str = ""
+        self, container_id: str, sandbox_ask: SandboxAsk, ask: EndpointAsk, *, pid: int
     ) -> list[Endpoint]:
-        """Join a running container, whose namespace's descriptor is `netns` (borrowed), to a further network.
+        """Join a running container, whose init is `pid`, to a further network.
 
-        Returns all its endpoints, to be stored: default route and published ports may have moved.
+        Returns all its endpoints, to be stored in place of those before: default route and published ports may
+        have moved to another.
         """
         network = self._networks.resolve(ask.network)
-        held = self._endpoints.get(container_id, {})
-        live.check(network, ask, list(held.values()))
-        with ExitStack() as undo:
-            inside = sandbox.inside(netns, Links.open)
-            undo.callback(inside.close)
-            built = endpoints.build(
-                network, ask, SandboxAsk(name=name, hostname=hostname), container_id, pools=self._ipam, undo=undo
-            )
+        held = list(self._endpoints.get(container_id, {}).values())
+        live.check(network, ask, held)
+        with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside, ExitStack() as undo:
+            built = endpoints.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
             taken = [link.name for link in inside.links()]
             (built,) = endpoints.name_interfaces([built], self._network, taken)
             self._plug(built, netns, undo)
+            undo.callback(_forget, inside, built)
             settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
             sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
             sandbox.wire(inside, [built], fresh=False)
             self._ready([built])
-            after = self._rerouted(inside, [*held.values(), built])
+            after = self._rerouted(inside, [*held, built])
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in after}
             undo.pop_all()
-            inside.close()
         return after
 
-    async def disconnect(self, container_id: str, netns: int, network_id: str) -> list[Endpoint]:
-        """Take a running container out of a network; returns the endpoints that remain, to be stored."""
+    async def disconnect(self, container_id: str, endpoint: Endpoint, *, pid: int) -> list[Endpoint]:
+        """Take a running container, whose init is `pid`, out of a network.
+
+        Returns the endpoints that remain, to be stored in place of those before.
+        """
         held = dict(self._endpoints.get(container_id, {}))
-        network = self._network(network_id)
-        endpoint = held.pop(network_id, None)
-        if endpoint is None:
+        network = self._network(endpoint.network_id)
+        known = held.pop(network.id, None)
+        if known is None:
             raise Forbidden(f"container {container_id} is not connected to network {network.name}")
         if network.driver == "host":
             raise Forbidden("container cannot be disconnected from host network or connected to host network")
-        self._networks.driver(network).unplug(network, endpoint)
-        self._release(endpoint)
-        with sandbox.inside(netns, Links.open) as inside:
-            if endpoint.interface and inside.find(endpoint.interface) is not None:
-                await asyncio.to_thread(inside.apply, [links.delete_request(endpoint.interface)])
-            after = self._rerouted(inside, list(held.values()), gone=endpoint)
+        with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside:
+            self._networks.driver(network).unplug(network, known)
+            self._release(known)
+            _forget(inside, known)
+            after = self._rerouted(inside, list(held.values()), gone=known)
         self._endpoints[container_id] = {end.network_id: end for end in after}
         return after
 
@@ -351,6 +353,13 @@ class Controller:
             task = asyncio.get_running_loop().create_task(asyncio.to_thread(_delete, left))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+
+def _forget(inside: Links, endpoint: Endpoint) -> None:
+    """Delete an endpoint's interface in a sandbox that lives on."""
+    if endpoint.interface:
+        with contextlib.suppress(OSError):  # somebody in the container was faster
+            inside.apply([links.delete_request(endpoint.interface)])
 
 
 def _delete(names: Sequence[str]) -> None:

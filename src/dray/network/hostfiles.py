@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from dray.base.errors import InvalidParameter
+from dray.network.model import Endpoint
 
 HOST_GATEWAY = "host-gateway"
 RESOLV_CONF = "/etc/resolv.conf"
@@ -51,18 +52,19 @@ def hosts(
     *,
     hostname: str,
     domainname: str = "",
-    addresses: Iterable[str] = (),
-    aliases: Iterable[str] = (),
-    extra: Iterable[str] = (),
+    endpoints: Iterable[Endpoint] = (),
+    extra_hosts: Iterable[str] = (),
     links: Iterable[tuple[str, Sequence[str]]] = (),
     host_gateway: Sequence[str] = (),
+    host_mode: bool = False,
 ) -> str:
     """Return /etc/hosts: localhost, --add-host, linked containers (address, names), the container's own names.
 
-    host_gateway: what `host-gateway` stands for. InvalidParameter if it is asked for and empty.
+    host_gateway: what `host-gateway` stands for; InvalidParameter if it is asked for and empty
+    host_mode: the container is on the host's network and has no address of its own
     """
     lines = list(_LOCALHOST)
-    for text in extra:
+    for text in extra_hosts:
         name, address = parse_extra_host(text)
         if address != HOST_GATEWAY:
             lines.append((address, name))
@@ -73,9 +75,11 @@ def hosts(
                 "unable to derive the IP value for host-gateway: set host-gateway-ip of the daemon"
             )
     lines += [(address, " ".join(dict.fromkeys(names))) for address, names in links]
-    own = [f"{hostname}.{domainname}", hostname] if domainname else [hostname]
-    names = " ".join(dict.fromkeys([*own, *aliases]))
-    lines += [(address, names) for address in addresses if names]
+    names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    own = [address for endpoint in endpoints for address in (endpoint.ipv4, endpoint.ipv6) if address]
+    if host_mode:
+        own = ["127.0.1.1"]  # hosts(5) on Debian: the name of a host without a fixed address
+    lines += [(address, names) for address in own if names]
     return "".join(f"{address}\t{names}\n" for address, names in lines)
 
 
@@ -134,26 +138,26 @@ def _read(path: str) -> str:
 def resolv_conf(
     host: str,
     *,
-    dns: Sequence[str] = (),
+    servers: Sequence[str] = (),
     search: Sequence[str] = (),
     options: Sequence[str] = (),
     ipv6: bool = False,
-    own_namespace: bool = True,
+    host_mode: bool = False,
 ) -> str:
     """Return /etc/resolv.conf.
 
     host: text of the host's file
-    dns, search, options: replace the host's, each if not empty; a search of "." means none
+    servers, search, options: replace the host's, each if not empty; a search of "." means none
     ipv6: the container has IPv6, so that name servers on IPv6 are of use
-    own_namespace: False for a container on the host's network, which keeps the host's loopback name servers
+    host_mode: the container is on the host's network, and reaches name servers on its loopback
     """
-    for server in dns:
+    for server in servers:
         check_nameserver(server)
     for domain in search:
         check_search(domain)
     found = parse_resolv_conf(host)
-    nameservers = list(dns) or list(found.nameservers)
-    if not dns and own_namespace:
+    nameservers = list(servers) or list(found.nameservers)
+    if not servers and not host_mode:
         nameservers = [server for server in nameservers if _reachable(server, ipv6=ipv6)]
         nameservers = nameservers or [*_PUBLIC, *(_PUBLIC6 if ipv6 else ())]
     domains = [domain for domain in search if domain != "."] if search else list(found.search)
