@@ -27,7 +27,7 @@ def detach_keys(app: App, given: str) -> tuple[str | None, bytes]:
 def check_tty(attach_stdin: bool, tty: bool) -> None:
     """Refuse to connect something that is no terminal to a container's terminal."""
     if attach_stdin and tty and not os.isatty(STDIN):
-        raise Failure("cannot attach stdin to a TTY-enabled container because stdin is not a terminal")
+        raise Failure("the input device is not a TTY")
 
 
 def exit_status(response: Response) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dray.cli.config import Config
 
 INDEX_SERVER = "https://index.docker.io/v1/"
-_TOKEN = "<token>"
+_TOKEN = "<token>"  # noqa: S105 - what helpers say instead of a user name
 _NOT_FOUND = "credentials not found in native keychain"
 
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
     from dray.client.transport import Readable
 
+    # Named, since `list` is a method of the classes below.
+    Objects = list[dict[str, Any]]
+    Texts = list[str]
+
 
 class Containers:
     """`/containers`: names and IDs are accepted alike, prefixes of IDs too."""
@@ -30,10 +34,10 @@ class Containers:
         limit: int | None = None,
         size: bool = False,
         filters: Mapping[str, Any] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> Objects:
         """Return summaries, newest first; only running ones unless `all`."""
         query = {"all": all, "limit": limit, "size": size, "filters": dict(filters) if filters else None}
-        answer: list[dict[str, Any]] = self._t.request("GET", "/containers/json", query).json() or []
+        answer: Objects = self._t.request("GET", "/containers/json", query).json() or []
         return answer
 
     def create(
@@ -86,7 +90,7 @@ class Containers:
         """Start waiting; the response is here once the wait is registered, its body `{StatusCode, Error}` later."""
         return self._t.request("POST", self._path(name, "/wait"), {"condition": condition or None})
 
-    def top(self, name: str, args: list[str]) -> dict[str, Any]:
+    def top(self, name: str, args: Texts) -> dict[str, Any]:
         """Return `{Titles, Processes}` as ps prints them."""
         query = {"ps_args": " ".join(args) or None}
         answer: dict[str, Any] = self._t.request("GET", self._path(name, "/top"), query).json()
@@ -114,9 +118,9 @@ class Containers:
         query = {"stream": 1 if stream else 0, "one-shot": one_shot}
         return self._t.request("GET", self._path(name, "/stats"), query)
 
-    def changes(self, name: str) -> list[dict[str, Any]]:
+    def changes(self, name: str) -> Objects:
         """Return `[{Path, Kind}]`: 0 modified, 1 added, 2 deleted."""
-        answer: list[dict[str, Any]] = self._t.request("GET", self._path(name, "/changes")).json() or []
+        answer: Objects = self._t.request("GET", self._path(name, "/changes")).json() or []
         return answer
 
     def export(self, name: str) -> Response:

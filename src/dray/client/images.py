@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
     from dray.client.transport import Readable
 
+    # Named, since `list` is a method of the classes below.
+    Objects = list[dict[str, Any]]
+    Texts = list[str]
+
 AUTH_HEADER = "X-Registry-Auth"
 CONFIG_HEADER = "X-Registry-Config"
 
@@ -48,7 +52,7 @@ class Images:
         filters: Mapping[str, Any] | None = None,
         shared_size: bool = False,
         manifests: bool = False,
-    ) -> list[dict[str, Any]]:
+    ) -> Objects:
         """Return summaries, newest first; intermediate images too with `all`."""
         query = {
             "all": all,
@@ -56,7 +60,7 @@ class Images:
             "shared-size": shared_size,
             "manifests": manifests,
         }
-        answer: list[dict[str, Any]] = self._t.request("GET", "/images/json", query).json() or []
+        answer: Objects = self._t.request("GET", "/images/json", query).json() or []
         return answer
 
     def inspect(self, name: str, *, platform: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -65,10 +69,10 @@ class Images:
         answer: dict[str, Any] = self._t.request("GET", self._path(name, "/json"), query).json()
         return answer
 
-    def history(self, name: str, *, platform: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def history(self, name: str, *, platform: Mapping[str, Any] | None = None) -> Objects:
         """Return the image's history records, newest first."""
         query = {"platform": dict(platform) if platform else None}
-        answer: list[dict[str, Any]] = self._t.request("GET", self._path(name, "/history"), query).json() or []
+        answer: Objects = self._t.request("GET", self._path(name, "/history"), query).json() or []
         return answer
 
     def tag(self, name: str, repo: str, tag: str) -> None:
@@ -76,11 +80,11 @@ class Images:
         self._t.request("POST", self._path(name, "/tag"), {"repo": repo, "tag": tag or None}).read()
 
     def remove(
-        self, name: str, *, force: bool = False, noprune: bool = False, platforms: list[str] | None = None
-    ) -> list[dict[str, Any]]:
+        self, name: str, *, force: bool = False, noprune: bool = False, platforms: Texts | None = None
+    ) -> Objects:
         """Remove a name, or the image when it was the last; returns `[{Untagged} | {Deleted}]`."""
         query = {"force": force, "noprune": noprune, "platforms": platforms}
-        answer: list[dict[str, Any]] = self._t.request("DELETE", self._path(name), query).json() or []
+        answer: Objects = self._t.request("DELETE", self._path(name), query).json() or []
         return answer
 
     def pull(
@@ -108,7 +112,7 @@ class Images:
         repo: str,
         tag: str,
         message: str,
-        changes: list[str],
+        changes: Texts,
         platform: str,
     ) -> Response:
         """Make an image of a filesystem archive (`source` "-" reads `body`); returns the progress stream."""
@@ -122,14 +126,14 @@ class Images:
         }
         return self._t.request("POST", "/images/create", query, body=body)
 
-    def load(self, body: Readable, *, quiet: bool = False, platforms: list[str] | None = None) -> Response:
+    def load(self, body: Readable, *, quiet: bool = False, platforms: Texts | None = None) -> Response:
         """Load images from an archive; returns the progress stream."""
         query = {"quiet": 1 if quiet else 0, "platform": platforms}
         return self._t.request(
             "POST", "/images/load", query, body=body, headers={"Content-Type": "application/x-tar"}
         )
 
-    def save(self, names: list[str], *, platforms: list[str] | None = None) -> Response:
+    def save(self, names: Texts, *, platforms: Texts | None = None) -> Response:
         """Return an archive of images as a tar stream."""
         return self._t.request("GET", "/images/get", {"names": names, "platform": platforms})
 
@@ -140,13 +144,11 @@ class Images:
         limit: int | None = None,
         filters: Mapping[str, Any] | None = None,
         auth: str | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> Objects:
         """Search a registry for names."""
         query = {"term": term, "limit": limit or None, "filters": dict(filters) if filters else None}
         headers = {AUTH_HEADER: auth} if auth else None
-        answer: list[dict[str, Any]] = (
-            self._t.request("GET", "/images/search", query, headers=headers).json() or []
-        )
+        answer: Objects = self._t.request("GET", "/images/search", query, headers=headers).json() or []
         return answer
 
     def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -316,7 +316,7 @@ class Transport:
         argv += [*(["--host", f"unix://{where.path}"] if where.path else []), "system", "dial-stdio"]
         ours, theirs = socket.socketpair()
         with theirs:
-            child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, start_new_session=True)
+            child = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True)
         return Connection(ours, child)
 
     def connect(self) -> Connection:

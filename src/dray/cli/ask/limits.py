@@ -13,7 +13,23 @@ if TYPE_CHECKING:
     from dray.cli.flags import Values
 
 ULIMITS = frozenset(
-    ["core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"]
+    [
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ]
 )
 
 
@@ -95,7 +111,8 @@ def parse_security_options(options: list[str]) -> tuple[list[str], bool]:
             if not equals:
                 raise InvalidParameter(f'invalid --security-opt: "{option}"')
         if key == "seccomp" and value not in ("unconfined", "builtin"):
-            option = f"seccomp={_profile(value)}"
+            found.append(f"seccomp={_profile(value)}")
+            continue
         found.append(option)
     return found, unconfined
 

@@ -167,7 +167,7 @@ def run_images(app: App, values: Values, arguments: list[str]) -> int:
         for name in ("no-trunc", "quiet", "digests", "format"):
             if values[name]:
                 raise Failure(f"--{name} is not yet supported with --tree")
-        _need(app, "--tree", "1.47")
+        need_version(app, "--tree", "1.47")
         _tree(app, app.client.images.list(all=values["all"], filters=filters, manifests=True))
         return 0
     form = values["format"]
@@ -191,7 +191,7 @@ def run_images(app: App, values: Values, arguments: list[str]) -> int:
     return 0
 
 
-def _need(app: App, flag: str, version: str) -> None:
+def need_version(app: App, flag: str, version: str) -> None:
     """Refuse a flag that the daemon's API is too old for."""
     from dray.client.transport import version_key
 
@@ -240,7 +240,7 @@ def run_history(app: App, values: Values, arguments: list[str]) -> int:
     """Print an image's history."""
     platform = parse_platform(values["platform"]) if values["platform"] else None
     if platform:
-        _need(app, "--platform", "1.48")
+        need_version(app, "--platform", "1.48")
     records = app.client.images.history(arguments[0], platform=platform)
     listing = _history_listing(full=values["no-trunc"], human=values["human"])
     app.out(listing.render(records, values["format"], quiet=values["quiet"]))
@@ -269,7 +269,7 @@ def run_tag(app: App, values: Values, arguments: list[str]) -> int:
 def run_rmi(app: App, values: Values, arguments: list[str]) -> int:
     """Remove images."""
     if values["platform"]:
-        _need(app, "--platform", "1.50")
+        need_version(app, "--platform", "1.50")
     errors: list[str] = []
     fatal = False
     for name in arguments:

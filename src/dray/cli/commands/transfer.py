@@ -128,7 +128,7 @@ def run_load(app: App, values: Values, arguments: list[str]) -> int:
     file: BinaryIO = sys.stdin.buffer
     if path:
         try:
-            file = open(path, "rb", buffering=0)
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below, where standard input is not
         except OSError as error:
             raise Failure(f"open {path}: {(error.strerror or '').lower()}") from error
     try:
@@ -179,7 +179,7 @@ def run_import(app: App, values: Values, arguments: list[str]) -> int:
         body = sys.stdin.buffer
     elif not source.startswith(("http://", "https://")):
         try:
-            body = open(source, "rb", buffering=0)
+            body = open(source, "rb", buffering=0)  # noqa: SIM115 - closed below, where standard input is not
         except OSError as error:
             raise InvalidParameter(f"open {source}: {(error.strerror or '').lower()}") from error
         from_source, opened = "-", True

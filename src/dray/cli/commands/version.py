@@ -71,7 +71,7 @@ def build_time(text: str) -> str:
 
 def _server_lines(server: dict[str, Any]) -> list[str]:
     name = (server.get("Platform") or {}).get("Name") or ""
-    lines = ["", f"Server: {name}".rstrip() + ("" if name else "")]
+    lines = ["", f"Server: {name}".rstrip()]
     for part in server.get("Components") or ():
         details = part.get("Details") or {}
         lines.append(f" {part.get('Name')}:\t")

@@ -90,7 +90,7 @@ class _State:
         del self.variables[mark:]
 
     def items(self, node: Branch, value: Any) -> Iterator[tuple[Any, Any]]:
-        if isinstance(value, bool) or isinstance(value, (str, float, Struct)):
+        if isinstance(value, (bool, str, float, Struct)):
             if isinstance(value, str):
                 return iter([(at, ord(letter)) for at, letter in enumerate(value)])
             raise self.fail(node.pipe, f"range can't iterate over {format_value(value)}")
@@ -216,7 +216,7 @@ class _State:
         except TypeError:
             raise self.fail(node, f"wrong number or type of args for {name}: got {len(arguments)}") from None
 
-    def fields(self, node: Node, value: Any, names: list[str], rest: list[Node], dot: Any, final: Any) -> Any:
+    def fields(self, node: Node, value: Any, names: list[str], rest: list[Node], dot: Any, final: Any) -> Any:  # noqa: PLR0917
         for name in names[:-1]:
             value = self.field(node, value, name, None)
         extra = self.arguments(rest, dot, final) if rest or final is not _NOTHING else None

@@ -91,7 +91,7 @@ def type_name(value: Any) -> str:
 
 def format_float(value: float) -> str:
     """Print a float as %v does: shortest form, exponent below -4 and from 21 on."""
-    if value != value:
+    if value != value:  # noqa: PLR0124 - only NaN differs from itself
         return "NaN"
     if value in (float("inf"), float("-inf")):
         return "+Inf" if value > 0 else "-Inf"
