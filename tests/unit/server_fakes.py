@@ -87,7 +87,7 @@ class Fake:
 
     async def inspect(self, ref: str, **options: Any) -> Any:
         self.note("inspect", ref, options)
-        if ref != "web":
+        if ref not in {"web", ID}:
             raise NotFound(f"No such container: {ref}")
         found = models.ContainerInspectResponse(id=ID, name="/web")
         found.network_settings.networks["bridge"] = models.EndpointSettings(
@@ -121,7 +121,7 @@ class Fake:
         self, ref: str, *, stream: bool, one_shot: bool
     ) -> AsyncIterator[models.ContainerStatsResponse]:
         self.note("stats", stream, one_shot)
-        if ref != "web":
+        if ref not in {"web", ID}:
             raise NotFound(f"No such container: {ref}")
         try:
             while True:
@@ -142,6 +142,8 @@ class Fake:
             raise Conflict("cannot start a paused container, try unpause instead")
         if ref == "broken":
             raise RuntimeError("boom")
+        if ref == "slow":
+            await self.gate.wait()
         if arguments and arguments[1] is not None:
             await self._take(await arguments[1].hijack(tty=arguments[0].tty))
 

@@ -132,8 +132,8 @@ class EngineConnection(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Keep the connection when the client only closed its sending half behind a hijackable request."""
-        self._eof = self._holding
-        return True if self._holding else None
+        self._eof = self._holding and not self._missing
+        return True if self._eof else None
 
     async def _handle_request(
         self,
@@ -173,6 +173,12 @@ class EngineConnection(RequestHandler):
         super().connection_lost(exc)
         if self._cancellable is not None:
             self._cancellable.cancel()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """End the connection; what would be cancelled by the client's leaving is not waited for."""
+        if self._cancellable is not None:
+            self._cancellable.cancel()
+        await super().shutdown(timeout)
 
     async def take(self) -> tuple[int, bytes]:
         """Take the socket out: return a blocking descriptor of it and what the client sent behind its request."""
