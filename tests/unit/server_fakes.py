@@ -256,7 +256,7 @@ class Fake:
             raise NotFound("pull access denied for nowhere")
         try:
             yield Progress(status="Pulling <&>", id="1")
-            if image == "fails":
+            if image.endswith("fails"):
                 raise NotFound("manifest unknown")
             if image == "slow":
                 await self.gate.wait()
@@ -331,6 +331,8 @@ class FakeNetworks:
         return [models.NetworkSummary(name="bridge")]
 
     async def inspect(self, ref: str, *, verbose: bool, scope: str) -> models.NetworkInspect:
+        if ref != "bridge":
+            raise NotFound(f"network {ref} not found")
         return models.NetworkInspect(name=ref)
 
     async def remove(self, ref: str) -> None:

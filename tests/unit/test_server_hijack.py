@@ -166,7 +166,7 @@ async def test_logs_are_chunked(path: str, fake: Fake, version: str, tty: bool, 
     answer = await talk(path, get(f"{version}/containers/web/logs?{query}"))
     assert answer == (
         b"HTTP/1.1 200 OK\r\n" + EXEC_HEADERS + b"Content-Type: application/vnd.docker." + kind + b"-stream\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+        b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
     )
     _, options = fake.last("logs")
     assert (options.follow, options.tail, options.since) == (True, 12, 1700000000000000005)
