@@ -261,6 +261,9 @@ BY_VALUE = {
 # Called nullable by swagger, yet always encoded.
 PLAIN = {"ContainerInspectResponse": "Created LogPath"}
 
+# Defaults that are neither zero nor empty.
+DEFAULTS = {("HostConfig", "ConsoleSize"): "no_console"}
+
 # Types that swagger cannot say or says loosely.
 TYPES = {
     ("ContainerConfig", "Cmd"): "StrSlice",
@@ -320,6 +323,11 @@ def new_list() -> list[Any]:
 def new_dict() -> dict[str, Any]:
     """Return an empty map that is encoded as `{}`."""
     return {}
+
+
+def no_console() -> list[int]:
+    """Return a console of unknown height and width."""
+    return [0, 0]
 
 
 class Empty(Struct):
@@ -431,6 +439,8 @@ class Generator:
             default = f"default_factory={base}" if omitted else f"default_factory=new_{base}"
         else:
             kind, default = f"{kind} | None", "default=None"
+        if factory := DEFAULTS.get((owner, key)):
+            default = f"default_factory={factory}"
         attribute = snake_case(key)
         return f'{attribute}: {kind} = field(name="{key}", {default})'
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect as types
@@ -19,13 +19,6 @@ from msgspec import inspect as types
 from dray.base.errors import InvalidParameter
 
 T = TypeVar("T")
-
-
-class Decoded(NamedTuple):
-    """A decoded value and the JSON paths of the keys that no field answers to."""
-
-    value: Any
-    unknown: list[str]
 
 
 # A reader takes (value, its path, the list of unknown keys) and returns what `msgspec.convert` will accept.

@@ -31,6 +31,11 @@ def new_dict() -> dict[str, Any]:
     return {}
 
 
+def no_console() -> list[int]:
+    """Return a console of unknown height and width."""
+    return [0, 0]
+
+
 class Empty(Struct):
     """The `{}` of sets written as maps."""
 
@@ -679,7 +684,7 @@ class HostConfig(Struct, kw_only=True, omit_defaults=True):
     volume_driver: str = field(name="VolumeDriver", default_factory=str)
     volumes_from: list[str] | None = field(name="VolumesFrom", default_factory=null)
     mounts: list[Mount] = field(name="Mounts", default_factory=list)
-    console_size: list[int] = field(name="ConsoleSize", default_factory=list)
+    console_size: list[int] = field(name="ConsoleSize", default_factory=no_console)
     annotations: dict[str, str] = field(name="Annotations", default_factory=dict)
     cap_add: StrSlice | None = field(name="CapAdd", default_factory=null)
     cap_drop: StrSlice | None = field(name="CapDrop", default_factory=null)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import contextmanager
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 
+from dray.api.filters import Filters
 from dray.api.models import EventActor, EventMessage
+from dray.base.errors import InvalidParameter
 from dray.engine import clock
 
 BUFFERED = 256
-Matches = Callable[[EventMessage], bool]
+KINDS = ("container", "image", "volume", "network", "plugin", "daemon", "service", "node", "secret", "config")
 
 
 class Events:
@@ -26,6 +26,11 @@ class Events:
     def __init__(self) -> None:
         self._buffer: deque[EventMessage] = deque(maxlen=BUFFERED)
         self._subscribers: set[asyncio.Queue[EventMessage]] = set()
+
+    @property
+    def listeners(self) -> int:
+        """How many subscribers there are."""
+        return len(self._subscribers)
 
     def publish(self, kind: str, action: str, actor_id: str, attributes: Mapping[str, str] | None = None) -> None:
         """Tell everybody that `action` happened to the object `actor_id` of `kind` (container, image, …)."""
@@ -42,34 +47,65 @@ class Events:
         for queue in self._subscribers:
             queue.put_nowait(message)
 
-    @contextmanager
-    def subscribed(self) -> Iterator[asyncio.Queue[EventMessage]]:
-        """Receive every event published from here on."""
+    def replay(self, since: int) -> Sequence[EventMessage]:
+        """Return the kept events not older than `since` (unix nanoseconds)."""
+        return [message for message in self._buffer if message.time_nano >= since]
+
+    def subscribe(self, *, since: int, until: int, filters: Filters) -> AsyncIterator[EventMessage]:
+        """Return matching events: the kept ones from `since` on (0: none), then live ones until `until` (unix
+        nanoseconds; 0: for ever). The subscription holds from this call on."""
+        if since and until and since > until:
+            raise InvalidParameter(
+                f"`since` time ({since // 10**9}) cannot be after `until` time ({until // 10**9})"
+            )
         queue: asyncio.Queue[EventMessage] = asyncio.Queue()
+        for message in self.replay(since) if since else ():
+            queue.put_nowait(message)
         self._subscribers.add(queue)
+        return self._stream(queue, until, filters)
+
+    async def _stream(
+        self, queue: asyncio.Queue[EventMessage], until: int, filters: Filters
+    ) -> AsyncIterator[EventMessage]:
         try:
-            yield queue
+            while True:
+                try:
+                    message = queue.get_nowait()
+                except asyncio.QueueEmpty:
+                    patience = (until - clock.now()) / 1e9 if until else None
+                    if patience is not None and patience <= 0:
+                        return
+                    try:
+                        message = await asyncio.wait_for(queue.get(), patience)
+                    except TimeoutError:
+                        return
+                if until and message.time_nano > until:
+                    return
+                if matches(message, filters):
+                    yield message
         finally:
             self._subscribers.discard(queue)
 
-    def replay(self, since: int) -> Sequence[EventMessage]:
-        """Return the kept events not older than `since` (unix nanoseconds)."""
-        return [message for message in self._buffer if (message.time_nano or 0) >= since]
 
-    async def stream(self, *, since: int | None, until: int | None, matches: Matches) -> AsyncIterator[EventMessage]:
-        """Yield matching events: the kept ones from `since` on, then live ones until `until` (None: for ever)."""
-        with self.subscribed() as queue:
-            if since is not None:
-                for message in self.replay(since):
-                    if (until is None or (message.time_nano or 0) <= until) and matches(message):
-                        yield message
-            while True:
-                timeout = None if until is None else (until - clock.now()) / 1e9
-                if timeout is not None and timeout <= 0:
-                    return
-                try:
-                    message = await asyncio.wait_for(queue.get(), timeout)
-                except TimeoutError:
-                    return
-                if matches(message):
-                    yield message
+def matches(message: EventMessage, filters: Filters) -> bool:
+    """Tell whether an event passes the filters (moby `daemon/events/filter.go`)."""
+    actor = message.actor
+    name = actor.attributes.get("name", "")
+    for kind in KINDS:
+        wanted = filters.values_of(kind)
+        if not wanted:
+            continue
+        if message.type != kind:
+            if actor.attributes.get(kind, "") not in wanted:
+                return False
+        elif not any(
+            actor.id.startswith(value) or value == name or (kind == "image" and name.partition(":")[0] == value)
+            for value in wanted
+        ):
+            return False
+    return (
+        filters.matches_exactly("type", message.type)
+        and filters.matches_exactly("scope", message.scope)
+        and filters.matches_exactly("event", (message.action, message.action.partition(":")[0]))
+        and filters.matches_labels(actor.attributes)
+    )

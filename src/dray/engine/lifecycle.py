@@ -14,15 +14,14 @@ from contextlib import AsyncExitStack
 
 from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError
 from dray.base.files import remove_tree
-from dray.engine import clock, restart, signals
+from dray.engine import restart, signals
 from dray.engine.events import Events
 from dray.engine.launch import Launcher
 from dray.engine.model import Container
 from dray.engine.registry import Registry
 from dray.network.controller import Controller
 from dray.shim.model import ExitStatus
-from dray.store.snapshots import Snapshotter
-from dray.volumes.local import Volumes
+from dray.store.snapshots import Snapshots
 
 KILL_PATIENCE = 10.0  # seconds after SIGKILL before we say that the process cannot be killed
 
@@ -37,8 +36,7 @@ class Lifecycle:
         events: Events,
         launcher: Launcher,
         networks: Controller,
-        snapshots: Snapshotter,
-        volumes: Volumes,
+        snapshots: Snapshots,
         *,
         default_stop_timeout: int = 10,
     ) -> None:
@@ -47,7 +45,6 @@ class Lifecycle:
         self._launcher = launcher
         self._networks = networks
         self._snapshots = snapshots
-        self._volumes = volumes
         self._default_stop_timeout = default_stop_timeout
         self._back_off: dict[str, restart.BackOff] = {}
         self._background: set[asyncio.Task[None]] = set()

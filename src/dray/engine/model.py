@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -76,7 +76,7 @@ class MountPoint(msgspec.Struct):
     create_source: bool = False
     copy: bool = False
     subpath: str = ""
-    from_ask: bool = True  # False: an image's VOLUME or --volumes-from
+    tmpfs_flag: bool = False  # asked by --tmpfs, which inspect does not list among the mounts
 
 
 class ContainerRecord(msgspec.Struct):
@@ -109,13 +109,16 @@ class Exec:
 
     id: str
     container_id: str
-    process: dict[str, object]
+    process: dict[str, Any]
     tty: bool
     open_stdin: bool
     open_stdout: bool
     open_stderr: bool
     privileged: bool
     detach_keys: str
+    user: str
+    command: list[str]
+    console_size: list[int] | None = None
     pid: int = 0
     running: bool = False
     started: bool = False

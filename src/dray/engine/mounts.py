@@ -44,9 +44,7 @@ def resolve(
     for path in config.volumes or {}:
         destination = _destination(path, path)
         if destination not in points:
-            points[destination] = MountPoint(
-                type="volume", destination=destination, driver="local", copy=True, from_ask=False
-            )
+            points[destination] = MountPoint(type="volume", destination=destination, driver="local", copy=True)
     return sorted(points.values(), key=lambda point: (point.destination.count("/"), point.destination))
 
 
@@ -128,7 +126,11 @@ def _mount(mount: Mount) -> MountPoint:
     destination = posixpath.normpath(mount.target)
     if destination == "/":
         raise refuse("invalid specification: destination can't be '/'")
-    for field, owner in (("bind", mount.bind_options), ("volume", mount.volume_options), ("tmpfs", mount.tmpfs_options)):
+    for field, owner in (
+        ("bind", mount.bind_options),
+        ("volume", mount.volume_options),
+        ("tmpfs", mount.tmpfs_options),
+    ):
         if owner is not None and field != kind:
             raise refuse(f"field {field.capitalize()}Options must not be specified")
     point = MountPoint(type=kind, destination=destination, rw=not mount.read_only)
@@ -205,7 +207,7 @@ def _tmpfs_words(mount: Mount) -> list[str]:
 
 
 def _tmpfs(path: str, options: str) -> MountPoint:
-    point = MountPoint(type="tmpfs", destination=_destination(path, path))
+    point = MountPoint(type="tmpfs", destination=_destination(path, path), tmpfs_flag=True)
     point.options = [word for word in options.split(",") if word]
     point.rw = "ro" not in point.options
     return point
@@ -230,7 +232,6 @@ def _from_container(text: str, mounts_of: Callable[[str], Sequence[MountPoint]])
                     propagation=point.propagation,
                     options=list(point.options),
                     subpath=point.subpath,
-                    from_ask=False,
                 )
             )
     return points

@@ -61,15 +61,17 @@ class Registry:
         """Return a free, valid name without slash; Conflict in Docker's words if it is taken."""
         bare = name.removeprefix("/")
         if not _NAME.fullmatch(bare):
-            raise InvalidParameter(
-                f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-            )
+            raise InvalidParameter(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
         if holder := self._by_name.get(bare):
             raise Conflict(
                 f'Conflict. The container name "/{bare}" is already in use by container "{holder}". '
                 "You have to remove (or rename) that container to be able to reuse that name."
             )
         return bare
+
+    def is_taken(self, name: str) -> bool:
+        """Tell whether a container has this name."""
+        return name in self._by_name
 
     def reserve(self, name: str, container_id: str) -> None:
         """Take a name before its container exists; `release` gives it back if the creation fails."""
