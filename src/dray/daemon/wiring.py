@@ -38,7 +38,8 @@ from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
-from dray.linux.cgroups.capabilities import capabilities
+from dray.engine.facts import FactFinder
+from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
 from dray.server.backends import Backends
@@ -133,7 +134,7 @@ class House:
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         settings = defaults(config)
-        self.execs = ExecTable(self.registry, self.events)
+        self.execs = ExecTable(self.registry, self.events, self.layout)
         self.health = HealthChecks(self.registry, self.execs, self.events)
         self.tasks = Tasks(zygote)
         launcher = Launcher(
@@ -145,6 +146,9 @@ class House:
             self.volumes,
             self.layout,
             settings,
+            FactFinder(
+                self.registry, self.snapshots, self.layout, settings, cgroup_version=capabilities().version
+            ),
         )
         self.lifecycle = Lifecycle(
             self.registry,

@@ -27,7 +27,7 @@ from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
-from dray.linux.cgroups.capabilities import Capabilities
+from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
 from dray.store.snapshots import Snapshots
@@ -81,6 +81,7 @@ class Creator:
         self._defaults = defaults
         self._events = events
         self._limits = limits
+        self._cpus = len(os.sched_getaffinity(0))
 
     async def create(
         self,
@@ -91,7 +92,7 @@ class Creator:
     ) -> tuple[Container, list[str]]:
         """Create a container; return it with warnings for the user."""
         host = self._with_defaults(host)
-        warnings = validate.validate(config, host, self._limits)
+        warnings = validate.validate(config, host, self._limits, cpus=self._cpus)
         image = self._images.find(config.image, options.platform)
         merged = merge.merged(config, container_config(image))
         await self._images.ready(image)
