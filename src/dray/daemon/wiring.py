@@ -26,6 +26,7 @@ from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable, ExecVerbs
+from dray.engine.facts import FactFinder
 from dray.engine.health import HealthChecks
 from dray.engine.images import ImageVerbs
 from dray.engine.launch import Launcher
@@ -38,7 +39,6 @@ from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
-from dray.engine.facts import FactFinder
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig

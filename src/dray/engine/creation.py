@@ -26,7 +26,6 @@ from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
-from dray.engine.sandbox import sandbox_ask
 from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller

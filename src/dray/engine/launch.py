@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from dray.base.errors import InvalidParameter
+from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree
 from dray.engine import logattributes, spec
 from dray.engine.creation import Defaults
@@ -98,7 +98,7 @@ class Launcher:
                     )
                 os.makedirs(point.source, mode=0o755, exist_ok=True)
             elif point.type == "volume":
-                point.source = self._volumes.inspect(point.name).mountpoint
+                point.source = self._volumes.mounts_for(point.name).source
 
     # -- files ---------------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Launcher:
                 endpoints=attachment.endpoints,
                 extra_hosts=host.extra_hosts or [],
                 host_mode=host.network_mode == "host",
-                host_gateway=self._defaults.host_gateways or self._networks.host_gateways(),
+                host_gateway=self._defaults.host_gateways or self._networks.host_gateway(attachment.endpoints),
             ),
             "resolv.conf": hostfiles.resolv_conf(
                 self._host_resolv_conf(),
@@ -201,6 +201,16 @@ class Launcher:
         for point in record.mounts:
             if point.type == "volume":
                 self._volume_event("unmount", record, point)
+                self._release_volume(point.name)
+
+    def _release_volume(self, name: str) -> None:
+        """Unmount what a volume's options had mounted, once no running container has it."""
+        in_use = any(
+            point.name == name for one in self._registry if one.state.running for point in one.record.mounts
+        )
+        if not in_use and self._volumes.exists(name):
+            with contextlib.suppress(Conflict):
+                self._volumes.release(name)
 
     def forget(self, container: Container) -> None:
         """Move a container's directories out of the way; the trash is emptied later."""
