@@ -83,6 +83,7 @@ class Api(web.Server):
         match = _VERSIONED.fullmatch(path)
         version, plain = versions.NEWEST, False
         common: dict[str, str] = {}
+        call: Call | None = None
         try:
             if self._browsers_reach:
                 access.check_browser(request.headers, self._allowed_hosts, check_host=self._check_host)
@@ -103,6 +104,10 @@ class Api(web.Server):
             if request.transport is None or request.transport.is_closing():
                 log.debug("%s %s: the client has gone: %s", request.method, request.raw_path[:200], failure)
                 return web.Response()  # cannot be sent, which ends the connection
+            if call is not None and call.responding:
+                log.error("%s %s: cut: %s", request.method, request.raw_path[:200], failure)
+                request.transport.abort()
+                return web.Response()
             return self._failed(request, failure, common or {"Server": SERVER}, plain=plain)
 
     @staticmethod

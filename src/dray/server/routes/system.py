@@ -56,7 +56,8 @@ async def info(backends: Backends, call: Call) -> web.StreamResponse:
 @routes.post("/auth")
 async def auth(backends: Backends, call: Call) -> web.StreamResponse:
     """Try credentials."""
-    credentials, _unknown = await call.required_json(models.AuthConfig)
+    credentials, unknown = await call.required_json(models.AuthConfig)
+    call.ignore(unknown)
     return replies.json(await backends.system.authenticate(credentials))
 
 
