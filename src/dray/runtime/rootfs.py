@@ -304,8 +304,12 @@ class MakeDirectory:
         return f"directory {self.path}"
 
     def execute(self, stage: Stage) -> None:
-        """Create what is missing."""
-        os.close(mounts.make_in_root(stage.root, self.path))
+        """Create what is missing. What cannot be a directory is found out by chdir, which has the words for it."""
+        try:
+            os.close(mounts.make_in_root(stage.root, self.path))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.ELOOP, errno.EROFS):
+                raise
 
 
 @dataclass(frozen=True, slots=True)
