@@ -14,6 +14,7 @@ from typing import Any
 from dray.runtime.lifecycle import BuiltinRuntime
 from dray.runtime.model import CreateRequest, ExecRequest, Mount, Started, Stdio
 
+CGROUP = f"/dray-runtime-test-{os.getpid()}"  # of the test session, also in what it forks
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CAPABILITIES = [
     f"CAP_{name}"
@@ -130,7 +131,7 @@ class Box:
     def create(self, spec: dict[str, Any], **extra: Any) -> tuple[str, Started]:
         self.count += 1
         id = f"dray-test-{os.getpid()}-{self.bundle.name}-{self.count}"
-        spec["linux"]["cgroupsPath"] = f"/dray-runtime-test-{os.getpid()}/{id}"
+        spec["linux"]["cgroupsPath"] = f"{CGROUP}/{id}"
         started = self.runtime.create(CreateRequest(id, self.bundle, spec, self.rootfs(), **extra))
         self.live[id] = started.pid
         return id, started

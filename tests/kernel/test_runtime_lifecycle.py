@@ -15,7 +15,7 @@ import pytest
 from dray.base.errors import Conflict, InvalidParameter, NotFound, StartError
 from dray.linux import cgroups, libc
 from dray.runtime.lifecycle import BuiltinRuntime
-from kernel.runtime_bundle import Box, docker_spec, drain, make_root, mount_entry, reap
+from kernel.runtime_bundle import CGROUP, Box, docker_spec, drain, make_root, mount_entry, reap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -28,15 +28,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def box(root: Path, tmp_path: Path) -> Iterator[Box]:
     """A bundle; afterwards no mount, descriptor or cgroup may be left."""
-    mounts_before = Path("/proc/self/mountinfo").read_text()
     fds_before = set(os.listdir("/proc/self/fd"))
     box = Box(root, tmp_path)
     yield box
     box.close()
-    cgroups.prune(f"/dray-runtime-test-{os.getpid()}")
-    assert Path("/proc/self/mountinfo").read_text() == mounts_before
+    cgroups.prune(CGROUP)
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert len(os.listdir("/proc/self/fd")) == len(fds_before)
-    memory = cgroups.load(f"/dray-runtime-test-{os.getpid()}/x", "x").paths
+    memory = cgroups.load(f"{CGROUP}/x", "x").paths
     for directory in memory.values():
         assert not os.path.exists(os.path.dirname(directory))
 
@@ -340,26 +339,22 @@ def test_init_dies_with_its_shim(box: Box) -> None:
         try:
             id, started = box.create(docker_spec("sleep", "100"))
             box.runtime.start(id)
-            os.write(write, str(started.pid).encode())
+            os.write(write, f"{started.pid} {id}".encode())
             signal.pause()
         finally:
             os._exit(1)
     os.close(write)
-    init = int(os.read(read, 20))
+    init, name = os.read(read, 200).decode().split()
     os.close(read)
-    pidfd = libc.pidfd_open(init)
+    pidfd = libc.pidfd_open(int(init))
     os.kill(shim, signal.SIGKILL)
     os.waitpid(shim, 0)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     assert poll.poll(10_000), "init outlived the process that made it"
     os.close(pidfd)
-    left = Path("/sys/fs/cgroup").glob(f"memory/dray-runtime-test-{shim}/*")
-    cgroup = next((path for path in left if path.is_dir()), None)
-    if cgroup is not None:
-        made = cgroups.load(f"/dray-runtime-test-{shim}/{cgroup.name}", cgroup.name)
-        made.delete()
-        cgroups.prune(f"/dray-runtime-test-{shim}")
+    assert name.startswith("dray-test-")
+    cgroups.load(f"{CGROUP}/{name}", name).delete()
 
 
 def test_join_a_network_namespace_by_descriptor(box: Box) -> None:
