@@ -133,9 +133,9 @@ class House:
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         settings = defaults(config)
-        self.execs = ExecTable(self.registry, self.events, self.layout)
+        self.execs = ExecTable(self.registry, self.events)
         self.health = HealthChecks(self.registry, self.execs, self.events)
-        self.tasks = Tasks(zygote, self)
+        self.tasks = Tasks(zygote)
         launcher = Launcher(
             self.registry,
             self.events,

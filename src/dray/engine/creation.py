@@ -28,7 +28,7 @@ from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
 from dray.linux.cgroups.capabilities import Capabilities
-from dray.logs import drivers as log_drivers
+from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
 from dray.store.snapshots import Snapshots
 from dray.volumes.local import Volumes
@@ -119,7 +119,6 @@ class Creator:
                 driver=self._snapshots.name,
                 mounts=points,
             )
-            self._networks.check(sandbox_ask(record))
             directory = self._layout.container(container_id)
             if host.log_config.type != "none":
                 record.log_path = f"{directory}/{container_id}-json.log"

@@ -16,7 +16,7 @@ import msgspec
 
 from dray.base.errors import InvalidParameter, StartError
 from dray.base.files import remove_tree
-from dray.engine import rootfs
+from dray.engine import spec
 from dray.engine.creation import Defaults
 from dray.engine.events import Events
 from dray.engine.layout import Layout
@@ -66,7 +66,7 @@ class Launcher:
             run_dir = self.layout.task(record.id)
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(run_dir)
-            os.mkdir(run_dir, 0o700)
+            os.makedirs(f"{run_dir}/rootfs", 0o700)
             undo.callback(remove_tree, run_dir)
             self._write_spec(record, attachment, run_dir)
             request, descriptors = self._request(record, attachment, run_dir)
@@ -112,10 +112,10 @@ class Launcher:
                 endpoints=attachment.endpoints,
                 extra_hosts=host.extra_hosts or [],
                 host_mode=host.network_mode == "host",
-                host_gateway=self._networks.host_gateway(attachment.endpoints),
+                
             ),
             "resolv.conf": hostfiles.resolv_conf(
-                self._networks.host_resolv_conf(),
+                
                 servers=host.dns or self._defaults.dns,
                 search=host.dns_search or self._defaults.dns_search,
                 options=host.dns_options or self._defaults.dns_options,
@@ -136,10 +136,7 @@ class Launcher:
             file.write(msgspec.json.encode(document))
 
     def _spec(self, record: ContainerRecord, attachment: Attachment) -> dict[str, Any]:
-        with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
-            passwd = rootfs.read_small_file(root, "/etc/passwd")
-            group = rootfs.read_small_file(root, "/etc/group")
-        raise StartError("spec")
+        return spec.build(record, self.layout, attachment)
 
     # -- task ----------------------------------------------------------------------------------------------
 

@@ -168,16 +168,16 @@ class Netlink:
         """Return the socket's descriptor."""
         return self._sock.fileno()
 
-    def transact(self, requests: Sequence[Request]) -> None:
+    def transact(self, requests: Sequence[Request], *, trailer: Request | None = None) -> None:
         """Send all requests at once and wait until the kernel has handled them.
 
-        The first failure is raised as OSError with the operation's name and the kernel's own explanation. The
+        A `trailer` follows them unanswered (the end of an nf_tables batch). The first failure is raised as OSError with the operation's name and the kernel's own explanation. The
         requests behind it have been handled all the same (rtnetlink) or undone all together (nf_tables batch).
         """
         if not requests:
             return
         first = self._sequence + 1
-        last = self._send(requests, acknowledge=True)
+        last = self._send(requests, acknowledge=True, trailer=trailer)
         failure: OSError | None = None
         while True:
             for kind, flags, sequence, body in self._receive():
@@ -229,21 +229,21 @@ class Netlink:
                     return None if interrupted else found
                 found.append(Message(kind, body))
 
-    def _send(self, requests: Sequence[Request], *, acknowledge: bool) -> int:
+    def _send(self, requests: Sequence[Request], *, acknowledge: bool, trailer: Request | None = None) -> int:
+        """Send, and return the last request's sequence number (not the trailer's)."""
         parts: list[bytes] = []
-        sequence = self._sequence
-        for request in requests:
-            sequence += 1
+        last = self._sequence + len(requests)
+        for sequence, request in enumerate([*requests, *((trailer,) if trailer else ())], self._sequence + 1):
             flags = request.flags | NLM_F_REQUEST
-            if acknowledge and request is requests[-1]:
+            if acknowledge and sequence == last:
                 flags |= NLM_F_ACK
             parts.append(_HEADER.pack(16 + len(request.body), request.type, flags, sequence, 0))
             parts.append(request.body + b"\0" * (-len(request.body) & 3))
         data = b"".join(parts)
-        self._sequence = sequence
+        self._sequence = last + bool(trailer)
         self._make_room(len(data))
         self._sock.send(data)
-        return sequence
+        return last
 
     def _make_room(self, length: int) -> None:
         if length <= self._buffer // 2:

@@ -73,15 +73,17 @@ class Clock:
         self._second = -1
         self._text = ""
 
-    def text(self, now: int) -> str:
-        """Return unix nanoseconds as RFC 3339 in UTC, without trailing zeros (Go's RFC3339Nano)."""
+    def fixed(self, now: int) -> str:
+        """Return unix nanoseconds as RFC 3339 in UTC with nine digits behind the point."""
         second, nanoseconds = divmod(now, 1_000_000_000)
         if second != self._second:
             self._second = second
             self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        if not nanoseconds:
-            return self._text + "Z"
-        return f"{self._text}.{nanoseconds:09}".rstrip("0") + "Z"
+        return f"{self._text}.{nanoseconds:09}Z"
+
+    def text(self, now: int) -> str:
+        """Return the same without trailing zeros (Go's RFC3339Nano)."""
+        return self.fixed(now)[:-1].rstrip("0").rstrip(".") + "Z"
 
 
 class JsonFile:

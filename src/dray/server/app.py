@@ -83,7 +83,6 @@ class Api(web.Server):
         match = _VERSIONED.fullmatch(path)
         version, plain = versions.NEWEST, False
         common: dict[str, str] = {}
-        call: Call | None = None
         try:
             if self._browsers_reach:
                 access.check_browser(request.headers, self._allowed_hosts, check_host=self._check_host)
@@ -100,9 +99,10 @@ class Api(web.Server):
             route, params = found
             call = Call(request, version, params, query, common)
             return self._finished(await route.handler(self._backends, call), common)
-        except (asyncio.CancelledError, ConnectionError):
-            raise
         except Exception as failure:
+            if request.transport is None or request.transport.is_closing():
+                log.debug("%s %s: the client has gone: %s", request.method, request.raw_path[:200], failure)
+                return web.Response()  # cannot be sent, which ends the connection
             return self._failed(request, failure, common or {"Server": SERVER}, plain=plain)
 
     @staticmethod

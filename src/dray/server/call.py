@@ -154,8 +154,9 @@ def read_auth(header: str) -> models.AuthConfig | None:
     """Decode base64url JSON credentials; None when there are none that can be read."""
     if not header:
         return None
+    padded = header + "=" * (-len(header) % 4)
     try:
-        document = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))
+        document = base64.b64decode(padded, altchars=b"-_", validate=True)
         return decoding.decode(document, models.AuthConfig)[0]
     except (binascii.Error, ValueError, InvalidParameter):
         return None

@@ -102,7 +102,6 @@ class Overlay:
         diff = folder + "/diff"
         os.mkdir(folder, 0o700)
         os.mkdir(diff, _ROOT_MODE)
-        os.symlink(f"../{name}/diff", f"{self._links}/{name}")
         if model is None:
             os.chmod(diff, _ROOT_MODE)
             return folder
@@ -112,6 +111,10 @@ class Overlay:
         os.chmod(diff, stat.S_IMODE(status.st_mode))
         copy_xattrs(os.fsencode(model), os.fsencode(diff))
         return folder
+
+    def _link(self, name: str) -> None:
+        """Give a layer its short name."""
+        os.symlink(f"../{name}/diff", f"{self._links}/{name}")
 
     def _discard(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -143,8 +146,6 @@ class Overlay:
         """Make the directories of a snapshot again that a power loss took before they were on disk."""
         folder = self._root / record.folder
         if not folder.exists():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._links / record.folder)
             self._make(record.folder, str(self._root / below.folder / "diff"))
         (folder / "diff").mkdir(exist_ok=True)
         (folder / "work").mkdir(mode=0o700, exist_ok=True)
@@ -182,7 +183,6 @@ class Overlay:
             try:
                 return unpack_layer(layer, folder + "/diff", overlay=True, lower=lower, tell=tell)
             except NeedsLower:
-                os.unlink(self._links / folders[layer.chain_id])
                 remove_path(folder)
                 return None
 
@@ -208,6 +208,7 @@ class Overlay:
         record = LayerRecord(
             folder, layer.diff_id, layer.parent, applied.size, applied.inodes, cut=applied.opaque_root
         )  # fmt: skip
+        self._link(folder)
         if not self._ledger.add_layer(layer.chain_id, record):
             self._discard(folder)
 
@@ -218,6 +219,7 @@ class Overlay:
             raise NotFound(f"snapshot {key} does not exist: not found")
         size, inodes = tree_usage(self._root / snapshot.folder / "diff")
         record = LayerRecord(snapshot.folder, diff_id, snapshot.parent, size, inodes)
+        self._link(snapshot.folder)
         if not self._ledger.add_layer(chain_id, record, instead_of=key):
             self.remove(key)
             return

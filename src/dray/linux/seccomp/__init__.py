@@ -37,7 +37,7 @@ _FLAGS = {
 _NEW_LISTENER = 1 << 3
 _TSYNC_ESRCH = 1 << 4
 
-_VERSION = b"1"  # raised when the compiler's output changes
+_VERSION = b"2"  # raised when the compiler's output changes
 _programs: dict[bytes, bytes] = {}
 
 

@@ -15,7 +15,8 @@ The meaning is that of libseccomp as runc drives it:
 - conditions of one rule must all hold; a rule that names one argument twice stands for one rule a condition;
 - calls newer than the newest one the profile names fail with ENOSYS instead of a refusing default action, so
   that programs fall back to what they used before (not where the default is allow, log or trace);
-- comparisons are of unsigned 64-bit values; `SCMP_CMP_MASKED_EQ` is (argument & value) == valueTwo;
+- comparisons are of unsigned 64-bit values; `SCMP_CMP_MASKED_EQ` is (argument & value) == valueTwo. Unlike with
+  libseccomp, of an argument that the kernel reads 32 bits of the others count as 0 (`numbers.NARROW`);
 - on i386, a rule without conditions for a socket or System V call covers its form in the multiplexed
   `socketcall` or `ipc`. A rule with conditions cannot: those arguments lie behind a pointer.
 """
@@ -52,14 +53,14 @@ _ACTIONS = {
 }
 
 # linux/bpf_common.h: class | size or operation | mode or source
-_LD, _JA, _JEQ, _JGT, _JGE, _AND, _RET = 0x20, 0x05, 0x15, 0x25, 0x35, 0x54, 0x06
+_LD, _ZERO, _JA, _JEQ, _JGT, _JGE, _AND, _RET = 0x20, 0x00, 0x05, 0x15, 0x25, 0x35, 0x54, 0x06
 _NR, _ARCH, _ARGS = 0, 4, 16  # offsets in struct seccomp_data; an argument is 8 bytes, low word first
 _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 _TOP = 1 << 32
 _U64 = (1 << 64) - 1
 
 Instruction = tuple[int, int, int, int]  # struct sock_filter: code, jt, jf, k
-Condition = tuple[int, str, int, int]  # argument, operator, value, valueTwo
+Condition = tuple[int, str, int, int]  # argument (~argument: its low 32 bits), operator, value, valueTwo
 Rule = tuple[tuple[Condition, ...], int]
 Fate = int | tuple[Rule, ...]  # what SECCOMP_RET_… a number gets, or the rules that decide
 
@@ -141,7 +142,12 @@ def _rules(entries: Iterable[Mapping[str, Any]], default: int) -> Iterable[tuple
         alternatives = [conditions] if len(indexes) == len(conditions) else [(one,) for one in conditions]
         for name in names:
             for alternative in alternatives:
-                yield name, alternative, verdict
+                narrow = numbers.NARROW.get(name, ())
+                yield (
+                    name,
+                    tuple((~one[0] if one[0] in narrow else one[0], *one[1:]) for one in alternative),
+                    verdict,
+                )
 
 
 def _condition(argument: Mapping[str, Any]) -> Condition:
@@ -255,14 +261,16 @@ def _rule(conditions: Sequence[Condition], verdict: int) -> list[Instruction]:
 def _compare(condition: Condition, skip: int) -> list[Instruction]:
     """Emit one 64-bit comparison: falls through where it holds, else jumps over `skip` further instructions."""
     index, operator, value, second = condition
-    low_at, high_at = _ARGS + 8 * index, _ARGS + 8 * index + 4
+    low_at = _ARGS + 8 * (index if index >= 0 else ~index)
+    load_low: Instruction = (_LD, 0, 0, low_at)
+    load_high: Instruction = (_LD, 0, 0, low_at + 4) if index >= 0 else (_ZERO, 0, 0, 0)
     high, low = value >> 32, value & 0xFFFFFFFF
     if operator == "MASKED_EQ":
         wanted = second & value
         code: list[Instruction] = []
-        for at, mask, word in ((low_at, low, wanted & 0xFFFFFFFF), (high_at, high, wanted >> 32)):
+        for load, mask, word in ((load_low, low, wanted & 0xFFFFFFFF), (load_high, high, wanted >> 32)):
             if mask:
-                step: list[Instruction] = [(_LD, 0, 0, at)]
+                step: list[Instruction] = [load]
                 if mask != 0xFFFFFFFF:
                     step.append((_AND, 0, 0, mask))
                 code = [*step, (_JEQ, 0, skip + len(code), word), *code]
@@ -272,14 +280,14 @@ def _compare(condition: Condition, skip: int) -> list[Instruction]:
         equal = operator == "EQ"
         first = (_JEQ, 0, 2 + skip, high) if equal else (_JEQ, 0, 2, high)
         last = (_JEQ, 0, skip, low) if equal else (_JEQ, skip, 0, low)
-        return [(_LD, 0, 0, high_at), first, (_LD, 0, 0, low_at), last]
+        return [load_high, first, load_low, last]
     test = _JGE if operator in ("GE", "LT") else _JGT
     above = operator in ("GE", "GT")
     yes, no = (0, skip) if above else (skip, 0)
     return [
-        (_LD, 0, 0, high_at),
+        load_high,
         (_JGT, yes + 3, 0, high),
         (_JEQ, 0, no + 2, high),
-        (_LD, 0, 0, low_at),
+        load_low,
         (test, yes, no, low),
     ]
