@@ -301,8 +301,8 @@ class _Creation:
                     self.pid, self.pidfd = libc.clone3(
                         spaces.new_flags, cgroup=-1 if cgroup_fd is None else cgroup_fd
                     )  # fmt: skip
-                if self.pid == 0:
-                    init.run(job, theirs)
+                    if self.pid == 0:  # in here: the child cannot come back from those namespaces
+                        init.run(job, theirs)
         finally:
             libc.prctl(libc.PR_SET_DUMPABLE, before)
         self.undo.callback(self._kill)

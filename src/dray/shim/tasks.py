@@ -84,6 +84,10 @@ class Task:
         """Signal init, or every process; Conflict if the container is over."""
         await self._call("kill", {"signal": int(signum), "all": all_processes})
 
+    async def kill_exec(self, exec_id: str, signum: int) -> None:
+        """Signal an exec's process; NotFound if there is no such exec, nothing happens if it is over."""
+        await self._call("kill", {"signal": int(signum), "all": False, "exec_id": exec_id})
+
     async def wait(self) -> ExitStatus:
         """Wait for the end; returns at once when it is over. Safe to cancel."""
         return await asyncio.shield(self._over)
@@ -224,9 +228,10 @@ class Task:
 class Tasks:
     """The shims of this daemon."""
 
-    def __init__(self, zygote: Zygote, listener: TaskListener) -> None:
+    listener: TaskListener
+
+    def __init__(self, zygote: Zygote) -> None:
         self._zygote = zygote
-        self.listener = listener
         self._background: set[asyncio.Task[None]] = set()
 
     async def create(
