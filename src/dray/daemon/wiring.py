@@ -21,6 +21,7 @@ from typing import Any
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
+from dray.engine import security
 from dray.engine.containers import Containers
 from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
@@ -34,6 +35,7 @@ from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.networks import NetworkVerbs
 from dray.engine.registry import Registry
+from dray.engine.spec import machine
 from dray.engine.streams import Streams
 from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
@@ -121,6 +123,7 @@ class House:
         self.layout = Layout(config["data-root"], config["exec-root"])
         self.layout.prepare()
         root = self.layout.data_root
+        self.limits = capabilities()
         self.metadata = Metadata(self.layout.database)
         self.snapshots: Snapshots
         if config["storage-driver"] == "vfs":
@@ -146,9 +149,7 @@ class House:
             self.volumes,
             self.layout,
             settings,
-            FactFinder(
-                self.registry, self.snapshots, self.layout, settings, cgroup_version=capabilities().version
-            ),
+            FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -177,7 +178,7 @@ class House:
             self.events,
             self.layout,
             settings,
-            limits=capabilities(),
+            limits=self.limits,
         )
         containers = Containers(
             self.registry, creator, self.lifecycle, self.image_verbs, self.snapshots, self.events, self.layout
@@ -189,7 +190,7 @@ class House:
                 self.image_verbs,
                 self.volume_verbs,
                 self._settings(settings),
-                limits=capabilities(),
+                limits=self.limits,
                 listeners=lambda: self.events.listeners,
             ),
             containers=containers,
@@ -229,8 +230,15 @@ class House:
         }
         await self.controller.start(live)
         await self.supervisor.settle(ended)
+        self.lifecycle.later(self._warm())
         self._sweep()
         self.lifecycle.later(asyncio.to_thread(self.images.repair))
+
+    async def _warm(self) -> None:
+        """Have the default seccomp profile compiled before the first container wants it."""
+        facts = machine.read(self.limits.version)
+        names = tuple(security.capabilities([], [], available=facts.capabilities))
+        await self.zygote.warm(security.default_seccomp(names, facts.architecture, facts.kernel))
 
     def _sweep(self) -> None:
         """Remove what creations and removals that a killed daemon left half-done have on disk."""

@@ -152,6 +152,9 @@ class Creator:
             options = {**defaults.log_opts, **options}
         log_drivers.validate(driver, options)
         host.log_config = api.LogConfig(type=driver, config=options)
+        if host.memory > 0 and host.memory_swap == 0:
+            host.memory_swap = 2 * host.memory
+        host.oom_kill_disable = bool(host.oom_kill_disable)
         host.restart_policy = msgspec.structs.replace(host.restart_policy, name=host.restart_policy.name or "no")
         return host
 

@@ -278,6 +278,9 @@ class Shim:
 
     def _kill(self, params: bytes, _message: rpc.Received) -> None:
         request = _plain.decode(params)
+        if exec_id := request.get("exec_id"):
+            self._process(exec_id).kill(request["signal"])
+            return
         self._running().kill(self.task.id, request["signal"], all_processes=request["all"])
 
     def _update(self, params: bytes, _message: rpc.Received) -> None:

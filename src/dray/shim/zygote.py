@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dray.base.errors import DrayError, InvalidParameter
-from dray.linux import cgroups, libc
+from dray.linux import cgroups, libc, seccomp
 from dray.runtime.model import Runtime
 from dray.wire import rpc
 
@@ -60,6 +60,7 @@ def main(runtimes: str) -> None:
         importlib.import_module(module)
     with contextlib.suppress(DrayError, OSError):  # a machine without cgroups says so when a container needs one
         cgroups.preload()
+    seccomp.preload()
     gc.collect()
     gc.freeze()
     _Zygote(rpc.Channel(connection), factory).run()
@@ -107,6 +108,10 @@ class _Zygote:
                     self._fork(self._be_shim, answer, message)
                 case "call":
                     self._fork(self._call, answer, message)
+                case "warm":
+                    seccomp.program(request["profile"])  # kept for every shim that is forked from here on
+                    gc.freeze()
+                    answer.send({"result": None})
                 case "network namespace":
                     self._used_network = True
                     pair = self._pool.pop() if self._pool else self._new_network()

@@ -216,7 +216,7 @@ class _State:
         except TypeError:
             raise self.fail(node, f"wrong number or type of args for {name}: got {len(arguments)}") from None
 
-    def fields(self, node: Node, value: Any, names: list[str], rest: list[Node], dot: Any, final: Any) -> Any:  # noqa: PLR0917
+    def fields(self, node: Node, value: Any, names: list[str], rest: list[Node], dot: Any, final: Any) -> Any:
         for name in names[:-1]:
             value = self.field(node, value, name, None)
         extra = self.arguments(rest, dot, final) if rest or final is not _NOTHING else None
