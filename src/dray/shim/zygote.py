@@ -54,6 +54,7 @@ def main(runtimes: str) -> None:
     libc.set_process_name("dray-zygote")
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     os.chdir("/")
+    _leave_standard_streams()
     os.umask(0o022)
     factory = load(runtimes)
     for module in _PRELOAD:
@@ -64,6 +65,14 @@ def main(runtimes: str) -> None:
     gc.collect()
     gc.freeze()
     _Zygote(rpc.Channel(connection), factory).run()
+
+
+def _leave_standard_streams() -> None:
+    """Keep the daemon's stderr only: who reads its output must not wait for containers to end."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1):
+        os.dup2(null, number)
+    os.close(null)
 
 
 def load(function: str) -> Any:
