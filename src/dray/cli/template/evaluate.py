@@ -220,7 +220,7 @@ class _State:
                 raise self.fail(node, f"wrong number of args for {name}: {words}") from None
             raise self.fail(node, f"wrong type of argument for {name}") from None
 
-    def fields(self, node: Node, value: Any, names: list[str], rest: list[Node], dot: Any, final: Any) -> Any:  # noqa: PLR0917
+    def fields(self, node: Node, value: Any, names: list[str], rest: list[Node], dot: Any, final: Any) -> Any:
         for name in names[:-1]:
             value = self.field(node, value, name, None)
         extra = self.arguments(rest, dot, final) if rest or final is not _NOTHING else None

@@ -1,1 +1,38 @@
-"""One module per tag of the Engine API."""
+"""The API's endpoints, one module per group: decode, call the engine, encode."""
+
+from __future__ import annotations
+
+from dray.server.router import Table
+from dray.server.routes import (
+    archives,
+    build,
+    containers,
+    distribution,
+    execs,
+    images,
+    lifecycle,
+    networks,
+    plugins,
+    streams,
+    swarm,
+    system,
+    transfer,
+    volumes,
+)
+
+TABLES: tuple[Table, ...] = (
+    system.routes,
+    containers.routes,
+    lifecycle.routes,
+    streams.routes,
+    archives.routes,
+    execs.routes,
+    images.routes,
+    transfer.routes,
+    build.routes,
+    networks.routes,
+    volumes.routes,
+    distribution.routes,
+    plugins.routes,
+    swarm.routes,
+)

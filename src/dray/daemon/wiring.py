@@ -1,0 +1,345 @@
+"""The one place that names every implementation: builds the house from a configuration, and serves it.
+
+Order of start: records → shims found again → network put right → what ended is settled → sockets answer. Order of
+stop: sockets close, and that is all: containers, their shims and the network stay as they are (`live-restore`),
+unless the configuration says otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import shutil
+import signal
+import ssl
+from pathlib import Path
+from typing import Any
+
+from dray.base.errors import InvalidParameter
+from dray.base.files import remove_tree, write_atomic
+from dray.daemon.config import DaemonConfig
+from dray.engine import security
+from dray.engine.containers import Containers
+from dray.engine.control import Control
+from dray.engine.creation import Creator, Defaults
+from dray.engine.events import Events
+from dray.engine.execs import ExecTable, ExecVerbs
+from dray.engine.facts import FactFinder
+from dray.engine.health import HealthChecks
+from dray.engine.images import ImageVerbs
+from dray.engine.launch import Launcher
+from dray.engine.layout import Layout
+from dray.engine.lifecycle import Lifecycle
+from dray.engine.networks import NetworkVerbs
+from dray.engine.registry import Registry
+from dray.engine.spec import machine
+from dray.engine.streams import Streams
+from dray.engine.supervision import Supervisor
+from dray.engine.system import Settings, System
+from dray.engine.transfers import Transfers
+from dray.engine.volumes import VolumeVerbs
+from dray.linux.cgroups import capabilities
+from dray.network.controller import Controller
+from dray.network.model import NetworkConfig
+from dray.server.backends import Backends
+from dray.server.listeners import Listener, Servers
+from dray.server.tls import server_context
+from dray.shim.spawn import Zygote
+from dray.shim.tasks import Tasks
+from dray.store.content import ContentStore
+from dray.store.images import Images
+from dray.store.metadata import Metadata
+from dray.store.overlay import Overlay
+from dray.store.snapshots import Snapshots
+from dray.store.vfs import Vfs
+from dray.volumes.local import Volumes
+
+log = logging.getLogger("dray.daemon")
+
+
+def network_config(config: DaemonConfig) -> NetworkConfig:
+    """Return the networking half of the configuration."""
+    return NetworkConfig(
+        bridge=config["bridge"] or "dray0",
+        bip=config["bip"],
+        bip6=config["bip6"],
+        fixed_cidr=config["fixed-cidr"],
+        fixed_cidr_v6=config["fixed-cidr-v6"],
+        default_gateway=config["default-gateway"],
+        default_gateway_v6=config["default-gateway-v6"],
+        default_binding=config["ip"],
+        mtu=config["mtu"],
+        icc=config["icc"],
+        ip_masq=config["ip-masq"],
+        ip_forward=config["ip-forward"],
+        ipv6=config["ipv6"],
+        iptables=config["iptables"],
+        ip6tables=config["ip6tables"],
+        userland_proxy=config["userland-proxy"],
+        address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
+    )
+
+
+def runtimes(config: DaemonConfig) -> dict[str, Any]:
+    """Return the OCI runtimes there are by name: ours, those of the configuration, and runc and crun if installed."""
+    found: dict[str, Any] = {"dray": {"path": "dray-runtime"}}
+    for name in ("runc", "crun"):
+        if path := shutil.which(name):
+            found[name] = {"path": path}
+    return {**found, **config["runtimes"]}
+
+
+def defaults(config: DaemonConfig) -> Defaults:
+    """Return what the configuration gives to containers that do not say."""
+    gateways = [address for address in [config["host-gateway-ip"], *config["host-gateway-ips"]] if address]
+    return Defaults(
+        runtime=config["default-runtime"],
+        runtimes=runtimes(config),
+        log_driver=config["log-driver"],
+        log_opts=config["log-opts"],
+        shm_size=config.shm_size,
+        ipc_mode=config["default-ipc-mode"],
+        cgroupns_mode=config["default-cgroupns-mode"],
+        no_new_privileges=config["no-new-privileges"],
+        ulimits=config["default-ulimits"],
+        seccomp_profile=config["seccomp-profile"],
+        cgroup_parent=config["cgroup-parent"],
+        dns=config["dns"],
+        dns_search=config["dns-search"],
+        dns_options=config["dns-opts"],
+        host_gateways=gateways,
+        resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
+    )
+
+
+class House:
+    """Everything of one daemon, built but not yet started."""
+
+    def __init__(self, config: DaemonConfig, zygote: Zygote) -> None:
+        self.config = config
+        self.layout = Layout(config["data-root"], config["exec-root"])
+        self.layout.prepare()
+        root = self.layout.data_root
+        self.limits = capabilities()
+        self.metadata = Metadata(self.layout.database)
+        self.snapshots: Snapshots
+        if config["storage-driver"] == "vfs":
+            self.snapshots = Vfs(f"{root}/vfs", self.metadata)
+        else:
+            self.snapshots = Overlay(f"{root}/overlay2", self.metadata)
+        self.content = ContentStore(f"{root}/content")
+        self.events = Events()
+        self.images = Images(self.metadata, self.content, self.snapshots)
+        self.volumes = Volumes(f"{root}/volumes", self.metadata)
+        self.controller = Controller(self.metadata, network_config(config), zygote)
+        self.registry = Registry(self.metadata)
+        settings = defaults(config)
+        self.execs = ExecTable(self.registry, self.events, self.layout)
+        self.health = HealthChecks(self.registry, self.execs, self.events)
+        self.tasks = Tasks(zygote)
+        launcher = Launcher(
+            self.registry,
+            self.events,
+            self.tasks,
+            self.controller,
+            self.snapshots,
+            self.volumes,
+            self.layout,
+            settings,
+            FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
+        )
+        self.lifecycle = Lifecycle(
+            self.registry,
+            self.events,
+            launcher,
+            self.controller,
+            self.snapshots,
+            default_stop_timeout=config["default-stop-timeout"],
+        )
+        self.supervisor = Supervisor(
+            self.registry, self.lifecycle, self.execs, self.health, self.events, self.layout
+        )
+        self.tasks.listener = self.supervisor
+        self.zygote = zygote
+        self.image_verbs = ImageVerbs(self.images, self.registry, self.events)
+        self.volume_verbs = VolumeVerbs(self.volumes, self.registry, self.events)
+        self.backends = self._backends(settings)
+
+    def _backends(self, settings: Defaults) -> Backends:
+        creator = Creator(
+            self.registry,
+            self.image_verbs,
+            self.snapshots,
+            self.volumes,
+            self.controller,
+            self.events,
+            self.layout,
+            settings,
+            limits=self.limits,
+        )
+        containers = Containers(
+            self.registry, creator, self.lifecycle, self.image_verbs, self.snapshots, self.events, self.layout
+        )
+        return Backends(
+            system=System(
+                self.registry,
+                containers,
+                self.image_verbs,
+                self.volume_verbs,
+                self._settings(settings),
+                limits=self.limits,
+                listeners=lambda: self.events.listeners,
+            ),
+            containers=containers,
+            lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
+            streams=Streams(self.registry, self.events, self.zygote, self.layout),
+            execs=ExecVerbs(self.registry, self.execs),
+            images=self.image_verbs,
+            transfer=Transfers(self.images),
+            networks=NetworkVerbs(self.controller, self.registry, self.events),
+            volumes=self.volume_verbs,
+            events=self.events,
+        )
+
+    def _settings(self, settings: Defaults) -> Settings:
+        config = self.config
+        return Settings(
+            id=_engine_id(self.layout),
+            data_root=self.layout.data_root,
+            storage_driver=self.snapshots.name,
+            logging_driver=settings.log_driver,
+            default_runtime=settings.runtime,
+            runtimes=settings.runtimes,
+            labels=config["labels"],
+            experimental=config["experimental"],
+            debug=config.log_level == "debug",
+            live_restore=config["live-restore"],
+            min_api_version=config["min-api-version"],
+            address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
+        )
+
+    async def start(self) -> None:
+        """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
+        self.registry.load()
+        ended = await self.supervisor.reattach(self.tasks)
+        live = {
+            one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
+        }
+        await self.controller.start(live)
+        await self.supervisor.settle(ended)
+        self.lifecycle.later(self._warm())
+        self._sweep()
+        self.lifecycle.later(asyncio.to_thread(self.images.repair))
+
+    async def _warm(self) -> None:
+        """Have the default seccomp profile compiled before the first container wants it."""
+        facts = machine.read(self.limits.version)
+        names = tuple(security.capabilities([], [], available=facts.capabilities))
+        await self.zygote.warm(security.default_seccomp(names, facts.architecture, facts.kernel))
+
+    def _sweep(self) -> None:
+        """Remove what creations and removals that a killed daemon left half-done have on disk."""
+        known = {container.id for container in self.registry}
+        for info in self.snapshots.list():
+            if info.kind == "active" and info.key not in known:
+                self.snapshots.remove(info.key)
+        for name in os.listdir(self.layout.containers):
+            if name not in known:
+                os.rename(self.layout.container(name), self.layout.container_trash(name))
+        self.lifecycle.later(asyncio.to_thread(_empty, self.layout.trash))
+
+    async def stop(self) -> None:
+        """Let go of everything; containers are stopped only if `live-restore` is off."""
+        if not self.config["live-restore"]:
+            running = [one for one in self.registry if one.state.running]
+            timeout = self.config["shutdown-timeout"]
+            stops = (self.lifecycle.stop(one, timeout=timeout) for one in running)
+            await asyncio.gather(*stops, return_exceptions=True)
+        await self.supervisor.stop()
+        await self.controller.close()
+        self.metadata.close()
+
+
+def _empty(directory: str) -> None:
+    for name in os.listdir(directory):
+        remove_tree(f"{directory}/{name}")
+
+
+def _engine_id(layout: Layout) -> str:
+    """Return the engine's id, made once per data root."""
+    import uuid
+
+    path = Path(layout.data_root, "engine-id")
+    if not path.exists():
+        write_atomic(path, str(uuid.uuid4()).encode())
+    return path.read_text()
+
+
+def _tls(config: DaemonConfig) -> ssl.SSLContext | None:
+    if not (config["tls"] or config["tlsverify"]):
+        return None
+    if not config["tlscert"] or not config["tlskey"]:
+        raise InvalidParameter("TLS needs --tlscert and --tlskey")
+    if config["tlsverify"] and not config["tlscacert"]:
+        raise InvalidParameter("--tlsverify needs --tlscacert: the CA that signs the clients' certificates")
+    ca = config["tlscacert"] if config["tlsverify"] else None
+    return server_context(config["tlscert"], config["tlskey"], client_ca=ca)
+
+
+def _listeners(config: DaemonConfig) -> list[Listener]:
+    tls = _tls(config)
+    return [Listener(url=_url(host, tls is not None), group=config["group"], tls=tls) for host in config["hosts"]]
+
+
+def _url(host: str, tls: bool) -> str:
+    """Complete an address as dockerd does: `-H :2375`, `-H tcp://`, `-H /path`."""
+    if "://" not in host:
+        host = f"unix://{host}" if host.startswith("/") else f"tcp://{host}"
+    scheme, _, address = host.partition("://")
+    if scheme == "tcp":
+        name, _, port = address.rpartition(":") if ":" in address else (address, "", "")
+        address = f"{name or 'localhost'}:{port or (2376 if tls else 2375)}"
+    elif scheme == "unix" and not address:
+        address = "/var/run/docker.sock"
+    return f"{scheme}://{address}"
+
+
+async def serve(config: DaemonConfig, zygote: Zygote) -> int:
+    """Run the daemon until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, done.set)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: restart the daemon to apply daemon.json")
+    house = House(config, zygote)
+    servers = Servers(house.backends)
+    try:
+        listeners = _listeners(config)
+        await house.start()
+        await servers.listen(listeners)
+        gc.collect()
+        gc.freeze()
+        for address in servers.addresses:
+            log.info("API listen on %s", address)
+        _notify_systemd("READY=1")
+        await done.wait()
+        log.info("shutting down; containers %s", "run on" if config["live-restore"] else "are stopped")
+        _notify_systemd("STOPPING=1")
+    finally:
+        await servers.close()
+        await house.stop()
+    return 0
+
+
+def _notify_systemd(state: str) -> None:
+    """Tell the service manager (sd_notify(3)), if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, contextlib.suppress(OSError):
+        notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

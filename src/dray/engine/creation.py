@@ -1,0 +1,211 @@
+"""Creating a container: from the ask to a written record.
+
+The steps are reversible and stand on one exit stack: name → snapshot → volumes → record. Nothing is left of a
+creation that fails, and a daemon killed in the middle leaves nothing that is listed (an unlisted snapshot is
+removed at the next start).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from dray.api import models as api
+from dray.api.requests import CreateOptions
+from dray.base import digest
+from dray.base.errors import InvalidParameter
+from dray.base.files import remove_tree
+from dray.engine import clock, merge, mounts, names, rootfs, validate
+from dray.engine.events import Events
+from dray.engine.images import ImageVerbs, container_config
+from dray.engine.layout import Layout
+from dray.engine.model import Container, ContainerRecord, MountPoint
+from dray.engine.registry import Registry
+from dray.linux.cgroups.facilities import Capabilities
+from dray.logs import registry as log_drivers
+from dray.network.controller import Controller
+from dray.store.snapshots import Snapshots
+from dray.volumes.local import Volumes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What the daemon's configuration gives to containers that do not say."""
+
+    runtime: str = "dray"
+    runtimes: dict[str, Any] = field(default_factory=dict)
+    log_driver: str = "json-file"
+    log_opts: dict[str, str] = field(default_factory=dict)
+    shm_size: int = 64 << 20
+    ipc_mode: str = "private"
+    cgroupns_mode: str = "private"
+    no_new_privileges: bool = False
+    ulimits: dict[str, Any] = field(default_factory=dict)
+    seccomp_profile: str = "builtin"
+    cgroup_parent: str = ""
+    dns: list[str] = field(default_factory=list)
+    dns_search: list[str] = field(default_factory=list)
+    dns_options: list[str] = field(default_factory=list)
+    host_gateways: list[str] = field(default_factory=list)
+    resolv_conf: str = "/etc/resolv.conf"
+
+
+class Creator:
+    """Makes containers."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        images: ImageVerbs,
+        snapshots: Snapshots,
+        volumes: Volumes,
+        networks: Controller,
+        events: Events,
+        layout: Layout,
+        defaults: Defaults,
+        *,
+        limits: Capabilities,
+    ) -> None:
+        self._registry = registry
+        self._images = images
+        self._snapshots = snapshots
+        self._volumes = volumes
+        self._networks = networks
+        self._layout = layout
+        self._defaults = defaults
+        self._events = events
+        self._limits = limits
+        self._cpus = len(os.sched_getaffinity(0))
+
+    async def create(
+        self,
+        options: CreateOptions,
+        config: api.ContainerConfig,
+        host: api.HostConfig,
+        networking: api.NetworkingConfig,
+    ) -> tuple[Container, list[str]]:
+        """Create a container; return it with warnings for the user."""
+        host = self._with_defaults(host)
+        warnings = validate.validate(config, host, self._limits, cpus=self._cpus)
+        image = self._images.find(config.image, options.platform)
+        merged = merge.merged(config, container_config(image))
+        await self._images.ready(image)
+        path, args = merge.command(merged)
+        container_id = digest.new_id()
+        merged.hostname = merged.hostname or self._hostname(host, container_id)
+        points = mounts.resolve(merged, host, mounts_of=lambda ref: self._registry.find(ref).record.mounts)
+        self._check_references(host)
+        with ExitStack() as undo:
+            name = options.name or names.random_name(self._registry.is_taken)
+            self._registry.reserve(name, container_id)
+            undo.callback(self._registry.release, name.removeprefix("/"))
+            record = ContainerRecord(
+                id=container_id,
+                name=name.removeprefix("/"),
+                created=clock.now(),
+                config=merged,
+                host_config=host,
+                networking=networking if networking.endpoints_config else None,
+                image_id=image.id,
+                image_ref=config.image,
+                manifest_digest=image.manifest,
+                path=path,
+                args=args,
+                driver=self._snapshots.name,
+                mounts=points,
+            )
+            directory = self._layout.container(container_id)
+            if host.log_config.type != "none":
+                record.log_path = f"{directory}/{container_id}-json.log"
+            os.mkdir(directory, 0o700)
+            undo.callback(remove_tree, directory)
+            self._snapshots.prepare(container_id, image.chain_id)
+            undo.callback(self._snapshots.remove, container_id)
+            await self._prepare_volumes(record, undo)
+            container = Container(record)
+            self._registry.add(container)
+            await self._registry.sync()
+            undo.pop_all()
+        return container, warnings
+
+    def _with_defaults(self, ask: api.HostConfig) -> api.HostConfig:
+        """Fill in the daemon's defaults, as inspect shows them."""
+        defaults = self._defaults
+        host = msgspec.structs.replace(ask)
+        if host.network_mode in ("", "default"):
+            host.network_mode = "bridge"
+        host.ipc_mode = host.ipc_mode or defaults.ipc_mode
+        if not host.cgroupns_mode:
+            host.cgroupns_mode = defaults.cgroupns_mode
+        host.shm_size = host.shm_size or defaults.shm_size
+        host.runtime = host.runtime or defaults.runtime
+        if host.runtime != "dray" and host.runtime not in defaults.runtimes:
+            raise InvalidParameter(f"unknown or invalid runtime name: {host.runtime}")
+        driver = host.log_config.type or defaults.log_driver
+        options = host.log_config.config
+        if not host.log_config.type or (driver == defaults.log_driver and not options):
+            options = {**defaults.log_opts, **options}
+        log_drivers.validate(driver, options)
+        host.log_config = api.LogConfig(type=driver, config=options)
+        if host.memory > 0 and host.memory_swap == 0:
+            host.memory_swap = 2 * host.memory
+        host.oom_kill_disable = bool(host.oom_kill_disable)
+        host.restart_policy = msgspec.structs.replace(host.restart_policy, name=host.restart_policy.name or "no")
+        return host
+
+    @staticmethod
+    def _hostname(host: api.HostConfig, container_id: str) -> str:
+        if host.network_mode == "host" or host.uts_mode == "host":
+            return os.uname().nodename
+        return container_id[:12]
+
+    def _check_references(self, host: api.HostConfig) -> None:
+        """Containers whose namespaces are to be joined must exist."""
+        for mode in (host.network_mode, host.ipc_mode, host.pid_mode):
+            if mode.startswith("container:"):
+                self._registry.find(mode.removeprefix("container:"))
+
+    async def _prepare_volumes(self, record: ContainerRecord, undo: ExitStack) -> None:
+        """Create the volumes a container asks for, filled from the image where it has content there."""
+        for point in record.mounts:
+            if point.type == "volume":
+                self._prepare_volume(record, point, undo)
+            elif point.type == "bind" and not point.create_source and not os.path.lexists(point.source):
+                raise InvalidParameter(
+                    f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+                )
+            elif point.type == "image":
+                raise InvalidParameter('invalid mount config for type "image": image mounts are not built in yet')
+        fresh = [point for point in record.mounts if point.type == "volume" and point.copy]
+        if fresh:
+            await asyncio.to_thread(self._fill, record, fresh)
+
+    def _prepare_volume(self, record: ContainerRecord, point: MountPoint, undo: ExitStack) -> None:
+        options = next((mount.volume_options for mount in record.host_config.mounts
+                        if mount.target == point.destination), None)  # fmt: skip
+        labels = dict(options.labels) if options else {}
+        driver_options = dict(options.driver_config.options) if options and options.driver_config else {}
+        existed = bool(point.name) and self._volumes.exists(point.name)
+        volume = self._volumes.create(point.name, driver=point.driver, options=driver_options, labels=labels)
+        if not existed:
+            undo.callback(self._volumes.remove, volume.name, force=True)
+            self._events.publish("volume", "create", volume.name, {"driver": volume.driver})
+        point.name, point.source, point.driver = volume.name, volume.mountpoint, volume.driver
+
+    def _fill(self, record: ContainerRecord, points: list[MountPoint]) -> None:
+        """Copy what the image has at a new volume's place into it (blocking)."""
+        with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
+            for point in points:
+                try:
+                    source = rootfs.open_in(root, point.destination, os.O_RDONLY | os.O_DIRECTORY)
+                except OSError:
+                    continue  # the image has nothing there
+                try:
+                    self._volumes.copy_up(point.name, source)
+                finally:
+                    os.close(source)

@@ -1,0 +1,242 @@
+"""Launching a container: the reversible steps from a record to a running task.
+
+volumes → network → files → spec → task. Each step puts its undoing on the caller's exit stack; the caller pops
+them all once the task runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dray.base.errors import Conflict, InvalidParameter
+from dray.base.files import remove_tree
+from dray.engine import logattributes, spec
+from dray.engine.creation import Defaults
+from dray.engine.events import Events
+from dray.engine.facts import FactFinder
+from dray.engine.layout import Layout
+from dray.engine.model import Container, ContainerRecord, MountPoint
+from dray.engine.registry import Registry
+from dray.engine.sandbox import sandbox_ask
+from dray.network import hostfiles
+from dray.network.controller import Controller
+from dray.network.model import Attachment, Endpoint
+from dray.shim.model import LogSpec, MountSpec, TaskCreate
+from dray.shim.tasks import Task, Tasks
+from dray.store.snapshots import Snapshots
+from dray.volumes.local import Volumes
+
+
+class Launcher:
+    """Turns records into tasks."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        events: Events,
+        tasks: Tasks,
+        networks: Controller,
+        snapshots: Snapshots,
+        volumes: Volumes,
+        layout: Layout,
+        defaults: Defaults,
+        facts: FactFinder,
+    ) -> None:
+        self._registry = registry
+        self._events = events
+        self._tasks = tasks
+        self._networks = networks
+        self._snapshots = snapshots
+        self._volumes = volumes
+        self.layout = layout
+        self._defaults = defaults
+        self._facts = facts
+
+    async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
+        """Start a container's task; return it and the endpoints it got."""
+        record = container.record
+        self._prepare_mounts(record)
+        attachment = await self._networks.attach(record.id, sandbox_ask(record))
+        undo.push_async_callback(self._networks.detach, record.id, attachment.endpoints)
+        try:
+            self._write_files(record, attachment)
+            run_dir = self.layout.task(record.id)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(run_dir)
+            os.makedirs(f"{run_dir}/rootfs", 0o700)
+            undo.callback(remove_tree, run_dir)
+            self._write_spec(record, attachment, run_dir)
+            request, descriptors = self._request(record, attachment, run_dir)
+            pending, container.pending = container.pending, []
+            task = await self._tasks.create(request, descriptors=descriptors, attachments=pending)
+        finally:
+            attachment.close()
+        for endpoint in attachment.endpoints:
+            self._network_event("connect", record, endpoint)
+        for point in record.mounts:
+            if point.type == "volume":
+                self._volume_event("mount", record, point)
+        return task, attachment.endpoints
+
+    # -- mounts --------------------------------------------------------------------------------------------
+
+    def _prepare_mounts(self, record: ContainerRecord) -> None:
+        for point in record.mounts:
+            if point.type == "bind":
+                if os.path.lexists(point.source):
+                    continue
+                if not point.create_source:
+                    raise InvalidParameter(
+                        f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+                    )
+                os.makedirs(point.source, mode=0o755, exist_ok=True)
+            elif point.type == "volume":
+                point.source = self._volumes.mounts_for(point.name).source
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def _write_files(self, record: ContainerRecord, attachment: Attachment) -> None:
+        """Write the container's own hosts, hostname and resolv.conf (never the host's wholesale)."""
+        directory = self.layout.container(record.id)
+        host, config = record.host_config, record.config
+        if host.network_mode.startswith("container:"):
+            return
+        files = {
+            "hostname": f"{config.hostname}\n",
+            "hosts": hostfiles.hosts(
+                hostname=config.hostname,
+                domainname=config.domainname,
+                endpoints=attachment.endpoints,
+                extra_hosts=host.extra_hosts or [],
+                host_mode=host.network_mode == "host",
+                host_gateway=self._defaults.host_gateways or self._networks.host_gateway(attachment.endpoints),
+            ),
+            "resolv.conf": hostfiles.resolv_conf(
+                self._host_resolv_conf(),
+                servers=host.dns or self._defaults.dns,
+                search=host.dns_search or self._defaults.dns_search,
+                options=host.dns_options or self._defaults.dns_options,
+                ipv6=any(endpoint.ipv6 for endpoint in attachment.endpoints),
+                host_mode=host.network_mode == "host",
+            ),
+        }
+        for name, text in files.items():
+            path = f"{directory}/{name}"
+            with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(text)
+            os.chmod(path, 0o644)
+
+    def _host_resolv_conf(self) -> str:
+        if self._defaults.resolv_conf == hostfiles.RESOLV_CONF:
+            return hostfiles.read_host_resolv_conf()
+        return Path(self._defaults.resolv_conf).read_text(errors="replace")
+
+    # -- spec ----------------------------------------------------------------------------------------------
+
+    def _write_spec(self, record: ContainerRecord, attachment: Attachment, run_dir: str) -> None:
+        document = self._spec(record, attachment)
+        with open(f"{run_dir}/config.json", "wb") as file:
+            file.write(msgspec.json.encode(document))
+
+    def _spec(self, record: ContainerRecord, attachment: Attachment) -> dict[str, Any]:
+        return spec.build(record.config, record.host_config, self._facts.find(record, attachment))
+
+    # -- task ----------------------------------------------------------------------------------------------
+
+    def _request(
+        self, record: ContainerRecord, attachment: Attachment, run_dir: str
+    ) -> tuple[TaskCreate, list[int]]:
+        descriptors, kinds = [], []
+        if attachment.netns is not None:
+            descriptors.append(attachment.netns)
+            kinds.append("network")
+        offset = len(descriptors)
+        descriptors += attachment.hold_fds
+        kinds += ["hold"] * len(attachment.hold_fds)
+        config, host = record.config, record.host_config
+        runtime = self._defaults.runtimes.get(host.runtime, {}) if host.runtime != "dray" else {}
+        rows_columns = host.console_size if host.console_size and any(host.console_size) else None
+        request = TaskCreate(
+            id=record.id,
+            run_dir=run_dir,
+            state_dir=self.layout.container(record.id),
+            rootfs=[
+                MountSpec(type=mount.type, source=mount.source, options=list(mount.options), target=mount.target)
+                for mount in self._snapshots.mounts(record.id)
+            ],
+            tty=config.tty,
+            open_stdin=config.open_stdin,
+            stdin_once=config.stdin_once,
+            console_size=(rows_columns[0], rows_columns[1]) if rows_columns else None,
+            log=self._log(record),
+            runtime=str(runtime.get("path", "")),
+            runtime_args=list(runtime.get("runtimeArgs", [])),
+            fds=kinds,
+            forwards=[
+                (protocol, offset + index, address, port) for protocol, index, address, port in attachment.forwards
+            ],
+        )
+        return request, descriptors
+
+    def _log(self, record: ContainerRecord) -> LogSpec:
+        log = record.host_config.log_config
+        return LogSpec(
+            driver=log.type, path=record.log_path, options=log.config, attributes=logattributes.attributes(record)
+        )
+
+    # -- afterwards ----------------------------------------------------------------------------------------
+
+    def stopped(self, container: Container, endpoints: list[Endpoint]) -> None:
+        """Tell what a container gave back when its run ended."""
+        record = container.record
+        for endpoint in endpoints:
+            self._network_event("disconnect", record, endpoint)
+        for point in record.mounts:
+            if point.type == "volume":
+                self._volume_event("unmount", record, point)
+                self._release_volume(point.name)
+
+    def _release_volume(self, name: str) -> None:
+        """Unmount what a volume's options had mounted, once no running container has it."""
+        in_use = any(
+            point.name == name for one in self._registry if one.state.running for point in one.record.mounts
+        )
+        if not in_use and self._volumes.exists(name):
+            with contextlib.suppress(Conflict):
+                self._volumes.release(name)
+
+    def forget(self, container: Container) -> None:
+        """Move a container's directories out of the way; the trash is emptied later."""
+        trash = self.layout.container_trash(container.id)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.layout.container(container.id), trash)
+        remove_tree(self.layout.task(container.id))
+
+    def remove_anonymous_volumes(self, container: Container) -> None:
+        """Remove the volumes that were made for this container alone."""
+        for point in container.record.mounts:
+            if point.type == "volume" and self._volumes.is_anonymous(point.name):
+                if any(point.name == other.name for one in self._registry for other in one.record.mounts):
+                    continue
+                self._volumes.remove(point.name, force=True)
+
+    def _network_event(self, action: str, record: ContainerRecord, endpoint: Endpoint) -> None:
+        attributes = {"container": record.id, "name": endpoint.network_name, "type": endpoint.driver}
+        self._events.publish("network", action, endpoint.network_id, attributes)
+
+    def _volume_event(self, action: str, record: ContainerRecord, point: MountPoint) -> None:
+        attributes = {"container": record.id, "driver": point.driver}
+        if action == "mount":
+            attributes |= {
+                "destination": point.destination,
+                "propagation": point.propagation,
+                "read/write": "true" if point.rw else "false",
+            }
+        self._events.publish("volume", action, point.name, attributes)

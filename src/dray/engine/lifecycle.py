@@ -1,0 +1,374 @@
+"""Start, stop, kill, pause, restart, rename and remove: the verbs that change what a container does.
+
+A start is a list of reversible steps on one exit stack (volumes → network → files → spec → task); a failure at
+any step undoes the ones before it. What happens after a start is told by `supervision`, which calls `ended`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from contextlib import AsyncExitStack
+
+from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError
+from dray.base.files import remove_tree
+from dray.engine import restart, signals
+from dray.engine.events import Events
+from dray.engine.launch import Launcher
+from dray.engine.model import Container
+from dray.engine.registry import Registry
+from dray.network.controller import Controller
+from dray.shim.model import ExitStatus
+from dray.store.snapshots import Snapshots
+
+KILL_PATIENCE = 10.0  # seconds after SIGKILL before we say that the process cannot be killed
+
+
+class Lifecycle:
+    """The state changes of containers. Every public verb takes the container's lock for as long as it changes
+    the record, and never while it waits for a process to end."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        events: Events,
+        launcher: Launcher,
+        networks: Controller,
+        snapshots: Snapshots,
+        *,
+        default_stop_timeout: int = 10,
+    ) -> None:
+        self._registry = registry
+        self._events = events
+        self._launcher = launcher
+        self._networks = networks
+        self._snapshots = snapshots
+        self._default_stop_timeout = default_stop_timeout
+        self._back_off: dict[str, restart.BackOff] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    # -- start ---------------------------------------------------------------------------------------------
+
+    async def start(self, container: Container) -> None:
+        """Start a container; NotModified if it runs already."""
+        async with container.lock:
+            state = container.state
+            if state.status == "paused":
+                raise Conflict("cannot start a paused container, try unpause instead")
+            if state.running:
+                raise NotModified(f"container {container.id} is already running")
+            if state.status in ("removing", "dead"):
+                raise Conflict("container is marked for removal and cannot be started")
+            self._cancel_restart(container)
+            container.record.restart_count = 0
+            container.record.manually_stopped = False
+            await self._start_locked(container)
+        if container.record.host_config.restart_policy.name not in ("", "no"):
+            await self._registry.sync()  # after a power loss its policy must find it started
+
+    async def _start_locked(self, container: Container) -> None:
+        record, state = container.record, container.state
+        container.stop_requested = False
+        try:
+            async with AsyncExitStack() as undo:
+                task, endpoints = await self._launcher.launch(container, undo)
+                undo.pop_all()
+        except Exception as error:
+            code = error.exit_code if isinstance(error, StartError) else 128
+            state.error, state.exit_code = str(error), code
+            if state.status == "restarting":
+                state.status = "exited"
+            self._registry.save(container)
+            if record.host_config.auto_remove and not container.stop_requested:
+                self.later(self._remove_quietly(container))
+            if isinstance(error, DrayError):
+                raise
+            raise Internal(str(error)) from error
+        container.task = task
+        record.endpoints = list(endpoints)
+        state.status, state.pid = "running", task.pid
+        state.started_at, state.error, state.exit_code, state.oom_killed = task.started_at, "", 0, False
+        container.settled.clear()
+        self._registry.save(container)
+        self._events.publish("container", "start", container.id, self.attributes(container))
+
+    # -- the end of a run ----------------------------------------------------------------------------------
+
+    async def ended(self, container: Container, status: ExitStatus, *, at_boot: bool = False) -> None:
+        """Write down that a container's run is over, give back what it held, and restart or remove it if it asked
+        for that. Called once per run, with the lock held by nobody."""
+        async with container.lock:
+            record, state = container.record, container.state
+            task, container.task = container.task, None
+            ran = max(0, status.finished_at - state.started_at) / 1e9
+            again = not container.stop_requested and restart.should_restart(
+                record.host_config.restart_policy,
+                exit_code=status.exit_code,
+                restart_count=record.restart_count,
+                manually_stopped=record.manually_stopped,
+                at_boot=at_boot,
+            )
+            state.status = "restarting" if again else "exited"
+            state.pid, state.exit_code, state.oom_killed = 0, status.exit_code, status.oom_killed
+            state.finished_at = status.finished_at
+            if status.error:
+                state.error = status.error
+            if state.health is not None:
+                state.health.status = "unhealthy"
+            for run in container.execs.values():
+                if run.running:
+                    run.running, run.exit_code = False, 137
+                    run.finished.set()
+            self._registry.save(container)
+            attributes = self.attributes(container)
+            if status.oom_killed:
+                self._events.publish("container", "oom", container.id, attributes)
+            self._events.publish(
+                "container",
+                "die",
+                container.id,
+                attributes | {"exitCode": str(status.exit_code), "execDuration": str(int(ran))},
+            )
+            endpoints, record.endpoints = record.endpoints, []
+            await self._networks.detach(container.id, endpoints)
+            self._launcher.stopped(container, endpoints)
+            if task is not None:
+                await task.release()
+            container.settled.set()
+        self._tell(container.exit_waiters, status)
+        if again:
+            delay = self._back_off.setdefault(container.id, restart.BackOff()).after_run_of(ran)
+            container.restart_timer = asyncio.create_task(self._restart_after(container, delay))
+        elif record.host_config.auto_remove and not container.stop_requested:
+            await self._remove_quietly(container)
+
+    async def _restart_after(self, container: Container, delay: float) -> None:
+        await asyncio.sleep(delay)
+        async with container.lock:
+            if container.state.status != "restarting":
+                return
+            container.restart_timer = None
+            container.record.restart_count += 1
+            with contextlib.suppress(DrayError):  # the error is in the record, as `inspect` shows
+                await self._start_locked(container)
+
+    def _cancel_restart(self, container: Container) -> None:
+        timer, container.restart_timer = container.restart_timer, None
+        if timer is not None:
+            timer.cancel()
+        self._back_off.pop(container.id, None)
+
+    def later(self, work: object) -> None:
+        """Run a coroutine in the background, kept from the garbage collector until it is done."""
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    @staticmethod
+    def _tell(waiters: set[asyncio.Future[ExitStatus]], status: ExitStatus) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(status)
+        waiters.clear()
+
+    # -- stop, kill, restart -------------------------------------------------------------------------------
+
+    async def kill(self, container: Container, signal_name: str) -> None:
+        """Send a signal to init; SIGKILL (the default) returns when the container has ended."""
+        number = signals.parse(signal_name) if signal_name else signal.SIGKILL
+        if container.state.status == "restarting" and number in (signal.SIGKILL, self._stop_signal(container)):
+            await self._give_up_restarting(container)
+            return
+        if not container.state.running:
+            raise Conflict(f"cannot kill container: {container.id}: container {container.id} is not running")
+        await self._signal(container, number)
+        if number == signal.SIGKILL:
+            await self._wait_until_settled(container, KILL_PATIENCE)
+
+    async def _signal(self, container: Container, number: int) -> None:
+        terminal = number in (signal.SIGKILL, self._stop_signal(container))
+        if terminal:
+            container.record.manually_stopped = True
+            self._registry.save(container)
+        task = container.task
+        if task is not None:
+            with contextlib.suppress(NotFound, ProcessLookupError):
+                await task.kill(number)
+            if terminal and container.state.status == "paused":
+                await task.resume()
+        self._events.publish(
+            "container", "kill", container.id, self.attributes(container) | {"signal": str(int(number))}
+        )
+
+    @staticmethod
+    def _stop_signal(container: Container) -> int:
+        return signals.parse(container.record.config.stop_signal or "SIGTERM")
+
+    async def _give_up_restarting(self, container: Container) -> None:
+        async with container.lock:
+            self._cancel_restart(container)
+            if container.state.status == "restarting":
+                container.record.manually_stopped = True
+                container.state.status = "exited"
+                self._registry.save(container)
+
+    async def stop(self, container: Container, *, signal_name: str = "", timeout: int | None = None) -> None:
+        """Ask the container to end, and kill it after `timeout` seconds (-1: never); NotModified if it is not
+        running."""
+        if container.state.status == "restarting":
+            await self._give_up_restarting(container)
+        elif not container.state.running:
+            raise NotModified(f"container {container.id} is not running")
+        else:
+            await self._stop_running(container, signal_name, timeout)
+        self._events.publish("container", "stop", container.id, self.attributes(container))
+
+    async def _stop_running(self, container: Container, signal_name: str, timeout: int | None) -> None:
+        number = signals.parse(signal_name) if signal_name else self._stop_signal(container)
+        patience: int | None = timeout
+        if patience is None:
+            patience = container.record.config.stop_timeout
+        if patience is None:
+            patience = self._default_stop_timeout
+        container.record.manually_stopped = True
+        self._registry.save(container)
+        await self._signal(container, number)
+        if await self._settled_within(container, None if patience < 0 else float(patience)):
+            return
+        await self._signal(container, signal.SIGKILL)
+        await self._wait_until_settled(container, KILL_PATIENCE)
+
+    async def _settled_within(self, container: Container, seconds: float | None) -> bool:
+        try:
+            await asyncio.wait_for(container.settled.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _wait_until_settled(self, container: Container, seconds: float) -> None:
+        if not await self._settled_within(container, seconds):
+            raise Internal(
+                f"container {container.id}: the process did not end within {seconds:g} s of SIGKILL; it hangs in the "
+                "kernel (look at its state in /proc)"
+            )
+
+    async def restart(self, container: Container, *, signal_name: str = "", timeout: int | None = None) -> None:
+        """Stop the container if it runs, and start it."""
+        container.stop_requested = True  # neither its restart policy nor --rm may act in between
+        try:
+            if container.state.running:
+                await self._stop_running(container, signal_name, timeout)
+            elif container.state.status == "restarting":
+                await self._give_up_restarting(container)
+        finally:
+            container.stop_requested = False
+        with contextlib.suppress(NotModified):
+            await self.start(container)
+        self._events.publish("container", "restart", container.id, self.attributes(container))
+
+    # -- pause, rename -------------------------------------------------------------------------------------
+
+    async def pause(self, container: Container) -> None:
+        """Freeze all processes."""
+        async with container.lock:
+            status = container.state.status
+            if status == "paused":
+                raise Conflict(f"Container {container.id} is already paused")
+            if status == "restarting":
+                raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
+            if status != "running" or container.task is None:
+                raise Conflict(f"Container {container.id} is not running")
+            await container.task.pause()
+            container.state.status = "paused"
+            self._registry.save(container)
+        self._events.publish("container", "pause", container.id, self.attributes(container))
+
+    async def unpause(self, container: Container) -> None:
+        """Thaw all processes."""
+        async with container.lock:
+            if container.state.status != "paused" or container.task is None:
+                raise Conflict(f"Container {container.id} is not paused")
+            await container.task.resume()
+            container.state.status = "running"
+            self._registry.save(container)
+        self._events.publish("container", "unpause", container.id, self.attributes(container))
+
+    async def rename(self, container: Container, name: str) -> None:
+        """Give the container another name."""
+        async with container.lock:
+            old = container.name
+            if name.removeprefix("/") == old:
+                raise Conflict("Renaming a container with the same name as its current name")
+            self._registry.rename(container, name)
+            await self._registry.sync()
+        self._events.publish(
+            "container", "rename", container.id, self.attributes(container) | {"oldName": f"/{old}"}
+        )
+
+    # -- remove --------------------------------------------------------------------------------------------
+
+    async def remove(self, container: Container, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove a container and, with `volumes`, the anonymous volumes made for it."""
+        status = container.state.status
+        if status == "removing":
+            raise Conflict(f"removal of container {container.id} is already in progress")
+        if status == "restarting" and force:
+            await self._give_up_restarting(container)
+        elif container.state.running or status == "restarting":
+            if not force:
+                hint = (
+                    "container is paused and must be unpaused first"
+                    if status == "paused"
+                    else f"container is {status}: stop the container before removing or force remove"
+                )
+                raise Conflict(f'cannot remove container "{container.name}": {hint}')
+            container.stop_requested = True
+            await self._signal(container, signal.SIGKILL)
+            await self._wait_until_settled(container, KILL_PATIENCE)
+        async with container.lock:
+            if self._registry.get(container.id) is None:
+                raise NotFound(f"No such container: {container.id}")
+            if container.state.running:
+                raise Conflict(f'cannot remove container "{container.name}": it was started again meanwhile')
+            await self._remove_locked(container, volumes=volumes or container.record.host_config.auto_remove)
+
+    async def _remove_quietly(self, container: Container) -> None:
+        with contextlib.suppress(DrayError):
+            await self.remove(container)
+
+    async def _remove_locked(self, container: Container, *, volumes: bool) -> None:
+        self._cancel_restart(container)
+        exit_code = container.state.exit_code
+        container.state.status = "removing"
+        self._registry.save(container)  # a daemon killed from here on finishes the removal when it starts
+        attributes = self.attributes(container)
+        await self.finish_removal(container, volumes=volumes)
+        self._events.publish("container", "destroy", container.id, attributes)
+        status = ExitStatus(exit_code=exit_code, finished_at=container.state.finished_at)
+        self._tell(container.removal_waiters, status)
+        self._tell(container.exit_waiters, status)
+
+    async def finish_removal(self, container: Container, *, volumes: bool) -> None:
+        """Remove what a container marked `removing` has on disk, and forget it."""
+        for _, fd in container.pending:
+            os.close(fd)
+        container.pending.clear()
+        self._snapshots.remove(container.id)
+        self._launcher.forget(container)
+        self._registry.remove(container)
+        if volumes:
+            self._launcher.remove_anonymous_volumes(container)
+        self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))
+
+    # -- shared --------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def attributes(container: Container) -> dict[str, str]:
+        """Return the actor attributes of a container's events: its labels, image and name."""
+        return {
+            **(container.record.config.labels or {}),
+            "image": container.record.config.image or "",
+            "name": container.name,
+        }

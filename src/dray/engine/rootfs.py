@@ -1,0 +1,116 @@
+"""A container's root file system as the daemon sees it: for /etc/passwd, volume copy-up, and archives.
+
+A root is mounted only inside its container's own mount namespace. The daemon looks at it through a descriptor: of
+a running container by /proc/<pid>/root, of any other by a *detached* mount (fsmount(2)), which is attached to no
+path, seen by nobody else, and gone with its descriptor, so that a killed daemon leaves no mount behind.
+
+Every path inside is resolved with openat2(2) RESOLVE_IN_ROOT: a symbolic link never leads out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from dray.base.errors import InvalidParameter
+from dray.linux import libc
+from dray.runtime.model import Mount
+
+RESOLVE = libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_MAGICLINKS
+
+
+@contextlib.contextmanager
+def mounted(mounts: Sequence[Mount], *, read_only: bool = True) -> Iterator[int]:
+    """Yield a descriptor of the root that a snapshot's mounts make, for a container that does not run.
+
+    Read-only roots are mounted without an upper directory: its content becomes the topmost lower layer.
+    """
+    fd = _detached(mounts[0], read_only) if mounts[0].type == "overlay" else os.open(mounts[0].source, _DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def _detached(mount: Mount, read_only: bool) -> int:
+    lower: list[str] = []
+    upper = work = ""
+    for word in mount.options:
+        key, _, value = word.partition("=")
+        if key == "lowerdir":
+            lower = value.split(":")
+        elif key == "upperdir":
+            upper = value
+        elif key == "workdir":
+            work = value
+    if read_only and upper:
+        lower.insert(0, upper)
+        upper = work = ""
+    if len(lower) == 1 and not upper:
+        return os.open(lower[0], _DIRECTORY)
+    context = libc.fsopen("overlay")
+    try:
+        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "source", "overlay")
+        _add_layers(context, lower)
+        if upper:
+            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "upperdir", upper)
+            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "workdir", work)
+        libc.fsconfig(context, libc.FSCONFIG_CMD_CREATE)
+        detached = libc.fsmount(context)
+    finally:
+        os.close(context)
+    try:
+        return os.open(f"/proc/self/fd/{detached}", _DIRECTORY)
+    finally:
+        os.close(detached)
+
+
+def _add_layers(context: int, lower: Sequence[str]) -> None:
+    """Name the layers one by one (kernel 6.5); older kernels take one string, at most 255 bytes long."""
+    try:
+        for path in lower:
+            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", ":".join(lower))
+
+
+@contextlib.contextmanager
+def of_process(pid: int) -> Iterator[int]:
+    """Yield a descriptor of a running container's root, mounts included."""
+    fd = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_in(root: int, path: str, flags: int = os.O_PATH) -> int:
+    """Open a path inside a root; links are resolved inside it."""
+    return libc.openat2(root, path.lstrip("/") or ".", flags | os.O_CLOEXEC, resolve=RESOLVE)
+
+
+def read_small_file(root: int, path: str, *, limit: int = 1 << 20) -> str:
+    """Return a text file of the root, "" if there is none.
+
+    Only a regular file counts (a FIFO would block us for ever); one larger than `limit` bytes is an
+    InvalidParameter (CVE-2024-9676).
+    """
+    try:
+        fd = open_in(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return ""
+        if status.st_size > limit:
+            raise InvalidParameter(f"{path} of the container is larger than {limit} bytes; it is not read")
+        return file.read(limit).decode(errors="surrogateescape")

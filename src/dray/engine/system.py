@@ -1,0 +1,208 @@
+"""The `System` backend of the server: ping, version, info, disk usage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dray import __version__
+from dray.api import models as api
+from dray.api import versions
+from dray.api.filters import Filters
+from dray.api.requests import PingStatus
+from dray.base.errors import Unsupported
+from dray.engine import clock, host
+from dray.engine.containers import Containers
+from dray.engine.images import ImageVerbs
+from dray.engine.registry import Registry
+from dray.engine.volumes import VolumeVerbs
+from dray.linux.cgroups.facilities import Capabilities
+
+LOG_DRIVERS = ["json-file", "local", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `info` tells of the daemon's configuration."""
+
+    id: str
+    data_root: str
+    storage_driver: str
+    logging_driver: str
+    default_runtime: str
+    runtimes: dict[str, Any]
+    labels: list[str]
+    experimental: bool
+    debug: bool
+    live_restore: bool
+    min_api_version: str
+    address_pools: list[tuple[str, int]] = field(default_factory=list)
+
+
+class System:
+    """What the engine tells of itself."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        containers: Containers,
+        images: ImageVerbs,
+        volumes: VolumeVerbs,
+        settings: Settings,
+        *,
+        limits: Capabilities,
+        listeners: Callable[[], int],
+    ) -> None:
+        self._registry = registry
+        self._containers = containers
+        self._images = images
+        self._volumes = volumes
+        self._settings = settings
+        self._limits = limits
+        self._listeners = listeners
+
+    def ping(self) -> PingStatus:
+        """Return what `_ping` tells: the classic builder is what clients are to use."""
+        return PingStatus(builder_version="1", swarm="inactive", experimental=self._settings.experimental)
+
+    async def version(self) -> api.SystemVersion:
+        """Name the engine's version and its parts'."""
+        kernel, architecture = os.uname().release, host.go_architecture()
+        newest = versions.text(versions.NEWEST)
+        details = {
+            "ApiVersion": newest,
+            "Arch": architecture,
+            "Experimental": "true" if self._settings.experimental else "false",
+            "KernelVersion": kernel,
+            "MinAPIVersion": self._settings.min_api_version,
+            "Os": "linux",
+            "Python": platform.python_version(),
+        }
+        return api.SystemVersion(
+            platform=api.VersionPlatform(name="dray"),
+            components=[api.ComponentVersion(name="Engine", version=__version__, details=details)],
+            version=__version__,
+            api_version=newest,
+            min_api_version=self._settings.min_api_version,
+            os="linux",
+            arch=architecture,
+            kernel_version=kernel,
+            experimental=self._settings.experimental,
+        )
+
+    async def info(self) -> api.SystemInfo:
+        """Describe the engine and its host."""
+        settings, release = self._settings, host.os_release()
+        states = [container.state.status for container in self._registry]
+        running, paused = states.count("running"), states.count("paused")
+        limits = self._limits
+        return api.SystemInfo(
+            id=settings.id,
+            containers=len(states),
+            containers_running=running,
+            containers_paused=paused,
+            containers_stopped=len(states) - running - paused,
+            images=self._images.count(),
+            driver=settings.storage_driver,
+            driver_status=[["Backing Filesystem", _filesystem(settings.data_root)]],
+            docker_root_dir=settings.data_root,
+            plugins=api.PluginsInfo(
+                volume=["local"], network=["bridge", "host", "none"], authorization=None, log=LOG_DRIVERS
+            ),
+            memory_limit=limits.memory_limit,
+            swap_limit=limits.swap_limit,
+            cpu_cfs_period=limits.cpu_cfs_period,
+            cpu_cfs_quota=limits.cpu_cfs_quota,
+            cpu_shares=limits.cpu_shares,
+            cpu_set=limits.cpuset,
+            pids_limit=limits.pids_limit,
+            oom_kill_disable=limits.oom_kill_disable,
+            ipv4_forwarding=host.flag("/proc/sys/net/ipv4/ip_forward"),
+            debug=settings.debug,
+            nfd=len(os.listdir("/proc/self/fd")),
+            ngoroutines=len(asyncio.all_tasks()),
+            system_time=clock.rfc3339(clock.now()),
+            logging_driver=settings.logging_driver,
+            cgroup_driver=limits.driver,
+            cgroup_version=str(limits.version),
+            nevents_listener=self._listeners(),
+            kernel_version=os.uname().release,
+            operating_system=release.get("PRETTY_NAME", "Linux"),
+            os_version=release.get("VERSION_ID", ""),
+            os_type="linux",
+            architecture=os.uname().machine,
+            ncpu=len(os.sched_getaffinity(0)),
+            mem_total=host.memory_total(),
+            index_server_address="https://index.docker.io/v1/",
+            http_proxy="",
+            name=os.uname().nodename,
+            labels=settings.labels,
+            experimental_build=settings.experimental,
+            server_version=__version__,
+            runtimes={
+                name: api.Runtime(path=spec.get("path", name), runtime_args=list(spec.get("runtimeArgs", [])))
+                for name, spec in settings.runtimes.items()
+            },
+            default_runtime=settings.default_runtime,
+            swarm=api.SwarmInfo(local_node_state="inactive"),
+            live_restore_enabled=settings.live_restore,
+            security_options=["name=seccomp,profile=builtin", "name=cgroupns"],
+            default_address_pools=[api.AddressPool(base=base, size=size) for base, size in settings.address_pools],
+            firewall_backend=api.FirewallInfo(driver="nftables"),
+            warnings=_warnings(limits),
+        )
+
+    async def disk_usage(self, *, types: tuple[str, ...], verbose: bool) -> api.DiskUsage:
+        """Tell what takes disk space."""
+        usage = api.DiskUsage()
+        wanted = set(types) or {"container", "image", "volume", "build-cache"}
+        if "container" in wanted:
+            items = await self._containers.list_containers(all=True, limit=0, size=True, filters=Filters())
+            active = [item for item in items if item.state in ("running", "paused", "restarting")]
+            total = sum(item.size_rw or 0 for item in items)
+            usage.container_usage = api.ContainersDiskUsage(
+                active_count=len(active),
+                total_count=len(items),
+                reclaimable=total - sum(item.size_rw or 0 for item in active),
+                total_size=total,
+                items=items if verbose else [],
+            )
+        if "image" in wanted:
+            usage.image_usage = await self._images.disk_usage(verbose=verbose)
+        if "volume" in wanted:
+            usage.volume_usage = await self._volumes.disk_usage(verbose=verbose)
+        return usage
+
+    async def authenticate(self, auth: api.AuthConfig) -> api.AuthResponse:
+        """Try credentials against their registry."""
+        raise Unsupported(f"login to {auth.serveraddress or 'a registry'}: there is no registry client yet")
+
+
+def _filesystem(path: str) -> str:
+    """Return the type of the file system that holds `path`, from /proc/self/mountinfo."""
+    best, kind = "", "unknown"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            point = before.split()[4]
+            inside = path == point or path.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):
+                best, kind = point, after.split()[0]
+    return kind
+
+
+def _warnings(limits: Capabilities) -> list[str] | None:
+    missing = [
+        (limits.memory_limit, "WARNING: No memory limit support"),
+        (limits.swap_limit, "WARNING: No swap limit support"),
+        (limits.cpu_cfs_quota, "WARNING: No cpu cfs quota support"),
+        (limits.cpu_shares, "WARNING: No cpu shares support"),
+        (limits.cpuset, "WARNING: No cpuset support"),
+        (limits.pids_limit, "WARNING: No pids limit support"),
+        (host.flag("/proc/sys/net/ipv4/ip_forward"), "WARNING: IPv4 forwarding is disabled"),
+    ]
+    return [text for present, text in missing if not present] or None

@@ -1,0 +1,558 @@
+"""The one door to ctypes: kernel calls that Python's `os` lacks, under the kernel's own names.
+
+Invariants
+- Every wrapper is a thin call of one syscall; it raises `OSError(errno, "<syscall>: <reason>", path)`.
+- Prototypes are declared once, here, at import; nothing else in the project imports ctypes.
+- Standard library only, nothing imported that is not needed: the client and the zygote pay for this module's
+  start-up.
+- Paths may be str, bytes or PathLike; flags are plain ints, with the kernel's names below.
+
+`clone3` is a fork: it runs Python's fork hooks around the syscall and keeps the interpreter lock, so the child
+is as sane as after `os.fork()`. It must only be called by a single-threaded process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+Path = str | bytes | os.PathLike[str]
+
+# --- constants (include/uapi/linux/*.h) -----------------------------------------------------------------------
+
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_RECURSIVE = 0x8000
+AT_EMPTY_PATH = 0x1000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
+MS_MANDLOCK = 0x40
+MS_DIRSYNC = 0x80
+MS_NOSYMFOLLOW = 0x100
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_SILENT = 0x8000
+MS_UNBINDABLE = 0x20000
+MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
+MS_RELATIME = 0x200000
+MS_I_VERSION = 0x800000
+MS_STRICTATIME = 0x1000000
+MS_LAZYTIME = 0x2000000
+
+MNT_FORCE = 0x1
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+SIGCHLD = 17  # the signal module would bring enum: milliseconds of start-up
+CLONE_NEWTIME = 0x80
+CLONE_VFORK = 0x4000
+CLONE_PARENT = 0x8000
+CLONE_NEWNS = 0x20000
+CLONE_PIDFD = 0x1000
+CLONE_NEWCGROUP = 0x2000000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+OPEN_TREE_CLONE = 0x1
+OPEN_TREE_CLOEXEC = 0o2000000
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSOPEN_CLOEXEC = 0x1
+FSMOUNT_CLOEXEC = 0x1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_SET_FD = 5
+FSCONFIG_CMD_CREATE = 6
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR__ATIME = 0x70
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+
+CLOSE_RANGE_CLOEXEC = 0x4
+
+IN_MODIFY = 0x2
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+
+PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE = 3
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+KEYCTL_JOIN_SESSION_KEYRING = 1
+KEYCTL_SETPERM = 5
+KEYCTL_DESCRIBE = 6
+
+# Filesystem magics (linux/magic.h) as `statfs` reports them.
+PROC_SUPER_MAGIC = 0x9FA0
+SYSFS_MAGIC = 0x62656572
+TMPFS_MAGIC = 0x01021994
+OVERLAYFS_SUPER_MAGIC = 0x794C7630
+CGROUP_SUPER_MAGIC = 0x27E0EB
+CGROUP2_SUPER_MAGIC = 0x63677270
+BTRFS_SUPER_MAGIC = 0x9123683E
+NSFS_MAGIC = 0x6E736673
+
+# --- syscall numbers ------------------------------------------------------------------------------------------
+
+# Numbers from 424 on are the same everywhere; older ones are (x86_64, the generic table of arm64 and riscv64).
+_OLD = {
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "prctl": (157, 167),
+    "capget": (125, 90),
+    "capset": (126, 91),
+    "keyctl": (250, 219),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "seccomp": (317, 277),
+    "statfs": (137, 43),
+    "fstatfs": (138, 44),
+    "bpf": (321, 280),
+    "execveat": (322, 281),
+    "personality": (135, 92),
+    "ioprio_set": (251, 30),
+    "sched_setattr": (314, 274),
+    "syncfs": (306, 267),
+    "renameat2": (316, 276),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
+}
+_NEW = {
+    "pidfd_send_signal": 424,
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "pidfd_open": 434,
+    "clone3": 435,
+    "close_range": 436,
+    "openat2": 437,
+    "pidfd_getfd": 438,
+    "mount_setattr": 442,
+}
+_COLUMN = 0 if os.uname().machine == "x86_64" else 1
+
+
+def number(syscall: str) -> int:
+    """Return the number of `syscall` on this machine (KeyError for one that this module does not use)."""
+    return _NEW.get(syscall) or _OLD[syscall][_COLUMN]
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_python = ctypes.PyDLL(None, use_errno=True)  # calls that must not give up the interpreter lock
+
+_int, _uint, _long, _ulong = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_ulong
+_str, _pointer = ctypes.c_char_p, ctypes.c_void_p
+
+
+def _prototype(syscall: str, *argtypes: type, library: ctypes.CDLL = _libc) -> Callable[..., int]:
+    """Declare syscall(2) for one number; the result takes the remaining arguments."""
+    function = library["syscall"]  # indexing, unlike an attribute, makes a new function object each time
+    function.argtypes = (_long, *argtypes)
+    function.restype = _long
+    nr = number(syscall)
+    return lambda *args: int(function(nr, *args))
+
+
+_mount = _prototype("mount", _str, _str, _str, _ulong, _str)
+_umount2 = _prototype("umount2", _str, _int)
+_pivot_root = _prototype("pivot_root", _str, _str)
+_unshare = _prototype("unshare", _ulong)
+_setns = _prototype("setns", _int, _int)
+_clone3 = _prototype("clone3", _pointer, _ulong, library=_python)
+_prctl = _prototype("prctl", _int, _ulong, _ulong, _ulong, _ulong)
+_prctl_name = _prototype("prctl", _int, _str)
+_capget = _prototype("capget", _pointer, _pointer)
+_capset = _prototype("capset", _pointer, _pointer)
+_keyctl_str = _prototype("keyctl", _int, _str)
+_keyctl = _prototype("keyctl", _int, _long, _ulong, _ulong, _ulong)
+_sethostname = _prototype("sethostname", _str, _ulong)
+_setdomainname = _prototype("setdomainname", _str, _ulong)
+_seccomp = _prototype("seccomp", _uint, _uint, _pointer)
+_statfs = _prototype("statfs", _str, _pointer)
+_fstatfs = _prototype("fstatfs", _int, _pointer)
+_bpf = _prototype("bpf", _int, _pointer, _uint)
+_execveat = _prototype("execveat", _int, _str, _pointer, _pointer, _int)
+_personality = _prototype("personality", _ulong)
+_ioprio_set = _prototype("ioprio_set", _int, _int, _int)
+_sched_setattr = _prototype("sched_setattr", _int, _pointer, _uint)
+_syncfs = _prototype("syncfs", _int)
+_renameat2 = _prototype("renameat2", _int, _str, _int, _str, _uint)
+_inotify_init1 = _prototype("inotify_init1", _int)
+_inotify_add_watch = _prototype("inotify_add_watch", _int, _str, _uint)
+_pidfd_open = _prototype("pidfd_open", _int, _uint)
+_pidfd_send_signal = _prototype("pidfd_send_signal", _int, _int, _pointer, _uint)
+_pidfd_getfd = _prototype("pidfd_getfd", _int, _int, _uint)
+_open_tree = _prototype("open_tree", _int, _str, _uint)
+_move_mount = _prototype("move_mount", _int, _str, _int, _str, _uint)
+_fsopen = _prototype("fsopen", _str, _uint)
+_fsconfig = _prototype("fsconfig", _int, _uint, _str, _str, _int)
+_fsmount = _prototype("fsmount", _int, _uint, _uint)
+_close_range = _prototype("close_range", _uint, _uint, _uint)
+_openat2 = _prototype("openat2", _int, _str, _pointer, _ulong)
+_mount_setattr = _prototype("mount_setattr", _int, _str, _uint, _pointer, _ulong)
+
+_before_fork = ctypes.pythonapi.PyOS_BeforeFork
+_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
+_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
+for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
+    _hook.argtypes, _hook.restype = (), None
+
+
+def oserror(syscall: str, path: Path | None = None, code: int | None = None) -> OSError:
+    """Return the OSError of the call that just failed, naming `syscall` and `path`."""
+    code = ctypes.get_errno() if code is None else code
+    reason = f"{syscall}: {os.strerror(code)}"
+    return OSError(code, reason) if path is None else OSError(code, reason, os.fsdecode(path))
+
+
+def _checked(result: int, syscall: str, path: Path | None = None) -> int:
+    if result < 0:
+        raise oserror(syscall, path)
+    return result
+
+
+# --- mounts ---------------------------------------------------------------------------------------------------
+
+
+def mount(source: Path, target: Path, fstype: str = "", flags: int = 0, data: str | bytes = b"") -> None:
+    """mount(2). `data` is the file system's own options, at most a page less one byte."""
+    text = os.fsencode(data)
+    if len(text) >= os.sysconf("SC_PAGESIZE"):
+        raise OSError(errno.E2BIG, "mount: options are longer than a page", os.fsdecode(target))
+    result = _mount(
+        os.fsencode(source), os.fsencode(target), os.fsencode(fstype) or None, flags, text or None
+    )  # fmt: skip
+    _checked(result, "mount", target)
+
+
+def umount2(target: Path, flags: int = 0) -> None:
+    """umount2(2)."""
+    _checked(_umount2(os.fsencode(target), flags), "umount2", target)
+
+
+def pivot_root(new_root: Path, put_old: Path) -> None:
+    """pivot_root(2)."""
+    _checked(_pivot_root(os.fsencode(new_root), os.fsencode(put_old)), "pivot_root", new_root)
+
+
+def open_tree(dirfd: int, path: Path, flags: int) -> int:
+    """open_tree(2): a descriptor of a mount, or with OPEN_TREE_CLONE of a detached copy of it."""
+    return _checked(_open_tree(dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), "open_tree", path)
+
+
+def move_mount(from_fd: int, from_path: Path, to_fd: int, to_path: Path, flags: int) -> None:
+    """move_mount(2): attach a detached mount, or move an attached one."""
+    result = _move_mount(from_fd, os.fsencode(from_path), to_fd, os.fsencode(to_path), flags)
+    _checked(result, "move_mount", to_path)
+
+
+def fsopen(fstype: str) -> int:
+    """fsopen(2): a file system context."""
+    return _checked(_fsopen(fstype.encode(), FSOPEN_CLOEXEC), "fsopen", fstype)
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: Path | None = None, aux: int = 0) -> None:
+    """fsconfig(2). The kernel's own explanation, read from the context, ends the message of the error."""
+    encoded = None if value is None else os.fsencode(value)
+    if _fsconfig(fd, command, None if key is None else key.encode(), encoded, aux) < 0:
+        error = oserror("fsconfig" if key is None else f"fsconfig {key}", value)
+        try:
+            said = os.read(fd, 4096).decode(errors="replace").partition(" ")[2].strip()
+        except OSError:
+            said = ""
+        raise OSError(error.errno, f"{error.strerror} ({said})" if said else error.strerror, error.filename)
+
+
+def fsmount(fd: int, attributes: int = 0) -> int:
+    """fsmount(2): a detached mount of a created context."""
+    return _checked(_fsmount(fd, FSMOUNT_CLOEXEC, attributes), "fsmount")
+
+
+def mount_setattr(
+    dirfd: int,
+    path: Path,
+    flags: int,
+    *,
+    attr_set: int = 0,
+    attr_clear: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+) -> None:
+    """mount_setattr(2): change attributes of a mount (with AT_RECURSIVE: of the tree)."""
+    attributes = struct.pack("=QQQQ", attr_set, attr_clear, propagation, userns_fd)
+    result = _mount_setattr(dirfd, os.fsencode(path), flags, attributes, len(attributes))
+    _checked(result, "mount_setattr", path)
+
+
+class StatFs(NamedTuple):
+    """What statfs(2) tells (man page's names without `f_`)."""
+
+    type: int
+    bsize: int
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    namelen: int
+    frsize: int
+    flags: int
+
+
+def statfs(path: Path | int) -> StatFs:
+    """statfs(2) or, given a descriptor, fstatfs(2)."""
+    buffer = ctypes.create_string_buffer(120)
+    if isinstance(path, int):
+        _checked(_fstatfs(path, buffer), "fstatfs")
+    else:
+        _checked(_statfs(os.fsencode(path), buffer), "statfs", path)
+    fields = struct.unpack_from("=qqQQQQQ8xqqq", buffer)
+    return StatFs(*fields)
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def openat2(dirfd: int, path: Path, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
+    """openat2(2), close-on-exec. Retries when the kernel saw a rename during a scoped resolution (EAGAIN)."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    encoded = os.fsencode(path)
+    for _ in range(128):
+        fd = _openat2(dirfd, encoded, how, len(how))
+        if fd >= 0 or ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):
+            break
+    return _checked(fd, "openat2", path)
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
+    """close_range(2)."""
+    _checked(_close_range(first, last, flags), "close_range")
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2)."""
+    _checked(_syncfs(fd), "syncfs")
+
+
+def renameat2(
+    source: Path, target: Path, flags: int, *, source_fd: int = AT_FDCWD, target_fd: int = AT_FDCWD
+) -> None:
+    """renameat2(2); flags 1 no replace, 2 exchange."""
+    result = _renameat2(source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags)
+    _checked(result, "renameat2", target)
+
+
+def inotify_init1(flags: int) -> int:
+    """inotify_init1(2); flags are those of open(2), O_CLOEXEC and O_NONBLOCK."""
+    return _checked(_inotify_init1(flags), "inotify_init1")
+
+
+def inotify_add_watch(fd: int, path: Path, mask: int) -> int:
+    """inotify_add_watch(2)."""
+    return _checked(_inotify_add_watch(fd, os.fsencode(path), mask), "inotify_add_watch", path)
+
+
+# --- namespaces and processes ---------------------------------------------------------------------------------
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _checked(_unshare(flags), "unshare")
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """setns(2) with a namespace's descriptor, or with a pidfd and a mask of CLONE_NEW*."""
+    _checked(_setns(fd, nstype), "setns")
+
+
+def clone3(flags: int = 0, *, cgroup: int = -1, exit_signal: int = SIGCHLD) -> tuple[int, int]:
+    """Fork with clone3(2): (pid, pidfd) in the parent, (0, -1) in the child.
+
+    `cgroup` is a descriptor of a cgroup v2 directory to be born in. With CLONE_PARENT the exit signal is that of
+    the caller. The process must have one thread.
+    """
+    pidfd = ctypes.c_int(-1)
+    if cgroup >= 0:
+        flags |= CLONE_INTO_CGROUP
+    if flags & CLONE_PARENT:
+        exit_signal = 0
+    arguments = struct.pack(
+        "=11Q", flags | CLONE_PIDFD, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0)
+    )
+    _before_fork()
+    pid = _clone3(arguments, len(arguments))
+    code = ctypes.get_errno()
+    if pid == 0:
+        _after_fork_child()
+        return 0, -1
+    _after_fork_parent()
+    if pid < 0:
+        raise oserror("clone3", code=code)
+    return pid, pidfd.value
+
+
+def pidfd_open(pid: int, flags: int = 0) -> int:
+    """pidfd_open(2)."""
+    return _checked(_pidfd_open(pid, flags), "pidfd_open")
+
+
+def pidfd_send_signal(pidfd: int, signum: int) -> None:
+    """pidfd_send_signal(2)."""
+    _checked(_pidfd_send_signal(pidfd, signum, None, 0), "pidfd_send_signal")
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2): duplicate a descriptor of another process."""
+    return _checked(_pidfd_getfd(pidfd, fd, 0), "pidfd_getfd")
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """prctl(2) with integer arguments."""
+    return _checked(_prctl(option, arg2, arg3, arg4, arg5), "prctl")
+
+
+def set_process_name(name: str) -> None:
+    """prctl(PR_SET_NAME): the name in ps and /proc/<pid>/comm, at most 15 bytes of it."""
+    _checked(_prctl_name(PR_SET_NAME, name.encode()[:15]), "prctl")
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2)."""
+    data = name.encode()
+    _checked(_sethostname(data, len(data)), "sethostname", name)
+
+
+def setdomainname(name: str) -> None:
+    """setdomainname(2)."""
+    data = name.encode()
+    _checked(_setdomainname(data, len(data)), "setdomainname", name)
+
+
+def personality(persona: int) -> int:
+    """personality(2)."""
+    return _checked(_personality(persona), "personality")
+
+
+def ioprio_set(which: int, who: int, ioprio: int) -> None:
+    """ioprio_set(2)."""
+    _checked(_ioprio_set(which, who, ioprio), "ioprio_set")
+
+
+def sched_setattr(pid: int, attributes: bytes) -> None:
+    """sched_setattr(2); `attributes` is a packed struct sched_attr."""
+    _checked(_sched_setattr(pid, attributes, 0), "sched_setattr")
+
+
+def execveat(dirfd: int, path: Path, argv: list[bytes], envp: list[bytes], flags: int) -> None:
+    """execveat(2); returns only by raising."""
+    arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
+    environment = (ctypes.c_char_p * (len(envp) + 1))(*envp, None)
+    _checked(_execveat(dirfd, os.fsencode(path), arguments, environment, flags), "execveat", path)
+
+
+# --- privileges -----------------------------------------------------------------------------------------------
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def capget(pid: int = 0) -> tuple[int, int, int]:
+    """capget(2): the effective, permitted and inheritable sets as bit masks."""
+    data = ctypes.create_string_buffer(24)
+    _checked(_capget(struct.pack("=Ii", _CAPABILITY_VERSION_3, pid), data), "capget")
+    low = struct.unpack("=6I", data.raw)
+    return low[0] | low[3] << 32, low[1] | low[4] << 32, low[2] | low[5] << 32
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) for the calling thread."""
+    sets = (effective, permitted, inheritable)
+    data = struct.pack("=6I", *(mask & 0xFFFFFFFF for mask in sets), *(mask >> 32 for mask in sets))
+    _checked(_capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), data), "capset")
+
+
+def keyctl(operation: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """keyctl(2) with integer arguments (a buffer is passed as its address)."""
+    return _checked(_keyctl(operation, arg2, arg3, arg4, arg5), "keyctl")
+
+
+def join_session_keyring(name: str | None) -> int:
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING): a new (or, named, perhaps an existing) session keyring; its serial."""
+    result = _keyctl_str(KEYCTL_JOIN_SESSION_KEYRING, None if name is None else name.encode())
+    return _checked(result, "keyctl", name)
+
+
+def seccomp(operation: int, flags: int, program: bytes | None = None) -> int:
+    """seccomp(2). For SECCOMP_SET_MODE_FILTER, `program` is an array of struct sock_filter (8 bytes each)."""
+    if program is None:
+        return _checked(_seccomp(operation, flags, None), "seccomp")
+    code = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    return _checked(_seccomp(operation, flags, fprog), "seccomp")
+
+
+def bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(2); `attributes` is a packed union bpf_attr, see `Buffer` for the pointers in it."""
+    return _checked(_bpf(command, attributes, len(attributes)), "bpf")
+
+
+class Buffer:
+    """Memory whose address may be put into a packed structure; it lives as long as this object."""
+
+    __slots__ = ("_array", "address")
+
+    def __init__(self, content: bytes | int) -> None:
+        self._array = ctypes.create_string_buffer(content, content if isinstance(content, int) else len(content))
+        self.address = ctypes.addressof(self._array)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes as they are now."""
+        return self._array.raw

@@ -1,0 +1,209 @@
+"""The bridge driver: a Linux bridge per network, a veth pair per endpoint.
+
+    host                                     sandbox
+    dray0 (gateway address) ── veth1a2b3c4 ═══ eth0 (endpoint's address)
+
+Bridges carry the alias `<owner>/<network id>` and host ends `<owner>/<container id>`, so that a restarted daemon
+knows its own among all interfaces.
+An endpoint's MAC address is made from its IPv4 address (02:42: and the four bytes), as Docker did for ten years:
+an address that moves to another container keeps its MAC, so that no neighbour's ARP entry goes stale.
+
+Bridges without traffic between their containers (`enable_icc=false`) isolate their ports in the bridge itself,
+which needs no br_netfilter.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv6Address, ip_interface
+
+from dray.base.errors import Internal, InvalidParameter, Unsupported
+from dray.linux import links
+from dray.linux.links import Link, Links
+from dray.linux.netlink import Request
+from dray.network import sysctls
+from dray.network.model import BRIDGE_OPTION, OPTION, Endpoint, Network, parse_flag
+
+NAME = BRIDGE_OPTION + "name"
+ICC = BRIDGE_OPTION + "enable_icc"
+MASQUERADE = BRIDGE_OPTION + "enable_ip_masquerade"
+DEFAULT_BRIDGE = BRIDGE_OPTION + "default_bridge"
+HOST_BINDING = BRIDGE_OPTION + "host_binding_ipv4"
+INHIBIT_IPV4 = BRIDGE_OPTION + "inhibit_ipv4"
+GATEWAY_MODES = (BRIDGE_OPTION + "gateway_mode_ipv4", BRIDGE_OPTION + "gateway_mode_ipv6")
+HOST_ADDRESS = {4: OPTION + "host_ipv4", 6: OPTION + "host_ipv6"}
+MTU = OPTION + "driver.mtu"
+INTERFACE_PREFIX = OPTION + "container_iface_prefix"
+_FLAGS = (ICC, MASQUERADE, DEFAULT_BRIDGE, INHIBIT_IPV4)
+_OPTIONS = (*_FLAGS, *GATEWAY_MODES, *HOST_ADDRESS.values(), NAME, HOST_BINDING, MTU, INTERFACE_PREFIX)
+
+
+class BridgeDriver:
+    """Driver of bridge networks. Borrows the host's rtnetlink socket; `owner` marks its interfaces."""
+
+    name = "bridge"
+
+    def __init__(self, host: Links, *, owner: str) -> None:
+        self._host = host
+        self._owner = owner
+        self._indices: dict[str, int] = {}
+
+    def validate(self, network: Network) -> None:
+        """Check every option; an unknown one is refused by name."""
+        for option, value in network.options.items():
+            if option not in _OPTIONS:
+                raise InvalidParameter(f"unknown option {option} of the bridge network driver")
+            if option in _FLAGS and parse_flag(value, True) != parse_flag(value, False):
+                raise InvalidParameter(f"invalid value {value!r} of option {option}: it is true or false")
+            if option in GATEWAY_MODES and value not in ("", "nat", "nat-unprotected"):
+                raise Unsupported(f"{option}={value} is not supported: use nat or nat-unprotected")
+            if option == MTU and not (value.isdecimal() and (value == "0" or 68 <= int(value) <= 65535)):
+                raise InvalidParameter(f"invalid value {value!r} of option {option}: an MTU is 68 to 65535")
+        for version, option in HOST_ADDRESS.items():
+            _check_address(network, option, version)
+        _check_address(network, HOST_BINDING, 4)
+        if not 0 < len(network.interface) <= 15 or any(c in "/: \t\n" for c in network.interface):
+            raise InvalidParameter(
+                f"invalid interface name {network.interface!r}: 1 to 15 characters, no / or space"
+            )
+
+    def up(self, network: Network) -> None:
+        """Make the bridge with its addresses and settings, or adopt it and put it right."""
+        name, mtu = network.interface, self._mtu(network)
+        link = self._host.find(name)
+        if link is None:
+            self._host.apply([links.bridge_request(name, mac=_random_mac(), mtu=mtu)])
+            link = self._host.find(name)
+            if link is None:
+                raise Internal(f"bridge {name} vanished while it was made")
+        elif link.kind != "bridge":
+            raise InvalidParameter(f"interface {name} exists and is not a bridge: choose another name")
+        self._indices[name] = link.index
+        wanted = set() if network.flag(INHIBIT_IPV4, False) else _gateways(network, 4)
+        wanted |= _gateways(network, 6) | ({"fe80::1/64"} if network.ipv6 else set())
+        present = {str(found) for _, found in self._host.addresses(link.index)}
+        self._settings(network)
+        requests = [links.up_request(link.index, alias=f"{self._owner}/{network.id}")]
+        if mtu and link.mtu != mtu:
+            requests.append(links.mtu_request(link.index, mtu))
+        requests += [links.address_request(link.index, ip_interface(text)) for text in sorted(wanted - present)]
+        stale = [text for text in present - wanted if not text.startswith("fe80:")]
+        requests += [links.address_request(link.index, ip_interface(text), remove=True) for text in stale]
+        self._host.apply(requests)
+
+    def down(self, network: Network) -> None:
+        """Delete the bridge."""
+        self._indices.pop(network.interface, None)
+        try:
+            self._host.apply([links.delete_request(network.interface)])
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+    def plug(self, network: Network, endpoint: Endpoint, netns: int) -> None:
+        """Make the veth pair, one end a port of the bridge, the other in the sandbox."""
+        try:
+            self._plug(network, endpoint, netns)
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL):
+                raise
+            self.up(network)  # somebody deleted the bridge under us: make it again, once
+            self._plug(network, endpoint, netns)
+
+    def _plug(self, network: Network, endpoint: Endpoint, netns: int) -> None:
+        index = self._indices.get(network.interface)
+        if index is None:
+            self.up(network)
+            index = self._indices[network.interface]
+        mtu = self._mtu(network)
+        self._host.apply(
+            [
+                links.veth_request(
+                    endpoint.veth, endpoint.interface, peer_netns=netns, master=index, mac=endpoint.mac, mtu=mtu
+                ),
+                self._port(network, endpoint),
+            ]
+        )
+
+    def _port(self, network: Network, endpoint: Endpoint) -> Request:
+        return links.port_request(
+            endpoint.veth,
+            hairpin=True,  # br_netfilter redirects inside the bridge: a container's own published port needs it
+            isolated=not network.flag(ICC, True),
+            alias=f"{self._owner}/{endpoint.container_id}",
+            ipv6=sysctls.has_ipv6(),
+        )
+
+    def replug(self, network: Network, endpoint: Endpoint, link: Link) -> None:
+        """Put a running container's host end right after a restart of the daemon, if it is not."""
+        index = self._indices[network.interface]
+        if link.master != index or not link.up:
+            self._host.apply([links.enslave_request(endpoint.veth, index), self._port(network, endpoint)])
+
+    def sweep(self, keep: Collection[str]) -> list[str]:
+        """Cut off the interfaces that are ours and not to `keep` (by name); return their names for deletion."""
+        found = [
+            link.name
+            for link in self._host.links()
+            if link.alias.startswith(f"{self._owner}/") and link.name not in keep
+        ]
+        if found:
+            self._host.apply([links.release_request(name) for name in found])
+        return found
+
+    def ready(self, network: Network, endpoint: Endpoint) -> None:
+        """Let port and bridge carry packets now: what a container sent before would be lost, and sent again
+        after a second."""
+        self._host.apply([links.settle_request(endpoint.veth), links.settle_request(network.interface)])
+
+    def unplug(self, network: Network, endpoint: Endpoint) -> None:
+        """Take the host's end off the bridge and down. The pair goes with its namespace, or by `delete`."""
+        try:
+            self._host.apply([links.release_request(endpoint.veth)])
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+    def _settings(self, network: Network) -> None:
+        name = network.interface.replace(".", "/")
+        # Replies to connections from 127.0.0.1 that were redirected into the bridge come back addressed to it;
+        # the firewall's raw chain keeps containers from using that for anything else.
+        sysctls.write(f"net.ipv4.conf.{name}.route_localnet", "1")
+        if sysctls.read(f"net.ipv6.conf.{name}.disable_ipv6") is None:
+            return
+        sysctls.write(f"net.ipv6.conf.{name}.accept_ra", "0")
+        sysctls.write(f"net.ipv6.conf.{name}.disable_ipv6", "0" if network.ipv6 else "1")
+
+    @staticmethod
+    def _mtu(network: Network) -> int:
+        return int(network.options.get(MTU) or 0)
+
+
+def endpoint_mac(ipv4: str) -> str:
+    """Return the MAC address that belongs to an IPv4 address; a random local one without."""
+    return "02:42:" + IPv4Address(ipv4).packed.hex(":") if ipv4 else _random_mac()
+
+
+def _random_mac() -> str:
+    return "02:42:" + secrets.token_bytes(4).hex(":")
+
+
+def _gateways(network: Network, version: int) -> set[str]:
+    found: set[str] = set()
+    for pool in network.pools:
+        subnet = ip_interface(pool.subnet).network
+        if subnet.version == version and pool.gateway:
+            found.add(f"{pool.gateway}/{subnet.prefixlen}")
+    return found
+
+
+def _check_address(network: Network, option: str, version: int) -> None:
+    text = network.options.get(option)
+    if not text:
+        return
+    try:
+        IPv4Address(text) if version == 4 else IPv6Address(text)
+    except ValueError:
+        raise InvalidParameter(f"invalid value {text!r} of option {option}: not an IPv{version} address") from None

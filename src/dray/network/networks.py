@@ -1,0 +1,325 @@
+"""The networks there are: stored, resolved, created, removed.
+
+A network is written to the records before anything is made in the kernel, and removed from them after: whatever
+the moment of a crash, every bridge of ours has a record, and start-up makes the kernel follow the records.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_interface, ip_network
+
+import msgspec
+
+from dray.base import digest
+from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound, Unsupported
+from dray.base.records import Change, Records
+from dray.linux.links import Interface, Links
+from dray.network import bridge, ipam
+from dray.network.ipam import Ipam, Subnet
+from dray.network.model import KIND, PREDEFINED, Driver, Network, NetworkConfig, Pool
+
+DEFAULT_GATEWAY = {4: "DefaultGatewayIPv4", 6: "DefaultGatewayIPv6"}
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+
+
+class NetworkAsk(msgspec.Struct, frozen=True, kw_only=True):
+    """A network to create, as the API asks for it (`POST /networks/create`)."""
+
+    name: str
+    driver: str = ""
+    scope: str = ""
+    ipv4: bool = True
+    ipv6: bool = False
+    internal: bool = False
+    attachable: bool = False
+    ingress: bool = False
+    config_only: bool = False
+    config_from: str = ""
+    ipam_driver: str = ""
+    ipam_options: dict[str, str] = {}
+    pools: list[Pool] = []
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class Networks:
+    """The table of networks, by id and by name. Borrows everything it is given."""
+
+    def __init__(
+        self, records: Records, config: NetworkConfig, host: Links, pools: Ipam, drivers: Mapping[str, Driver]
+    ) -> None:
+        self._records = records
+        self._config = config
+        self._host = host
+        self._ipam = pools
+        self._drivers = drivers
+        self._by_id: dict[str, Network] = {}
+
+    def load(self) -> None:
+        """Read the stored networks and make sure that the predefined ones exist as configured."""
+        stored = [msgspec.json.decode(value, type=Network) for _, value in self._records.scan(KIND)]
+        old = {network.name: network for network in stored if network.predefined}
+        for network in stored:
+            if not network.predefined:
+                self._by_id[network.id] = network
+                self._ipam.add(network.id, network.pools)
+        for name, driver in (("host", "host"), ("none", "null")):
+            before = old.get(name)
+            self._keep(
+                before or Network(id=digest.new_id(), name=name, driver=driver, created=time.time_ns()), before
+            )
+        before = old.get("bridge")
+        if self._config.bridge == "none":
+            if before is not None:
+                self._records.write([Change(KIND, before.id, None)])
+            return
+        network = self._default_bridge(before)
+        self._drivers["bridge"].validate(network)
+        self._ipam.add(network.id, network.pools)
+        self._keep(network, before)
+
+    def all(self) -> list[Network]:
+        """Return all networks, by name."""
+        return sorted(self._by_id.values(), key=lambda network: network.name)
+
+    def get(self, network_id: str) -> Network | None:
+        """Return the network of exactly that id, or None."""
+        return self._by_id.get(network_id)
+
+    def resolve(self, name_or_id: str) -> Network:
+        """Find a network by full id, name or unique id prefix, in this order; NotFound otherwise."""
+        if name_or_id in self._by_id:
+            return self._by_id[name_or_id]
+        for network in self._by_id.values():
+            if network.name == name_or_id:
+                return network
+        found = [network for network in self._by_id.values() if name_or_id and network.id.startswith(name_or_id)]
+        if len(found) > 1:
+            raise InvalidParameter(
+                f"network {name_or_id} is ambiguous ({len(found)} matches found based on ID prefix)"
+            )
+        if not found:
+            raise NotFound(f"network {name_or_id} not found")
+        return found[0]
+
+    def driver(self, network: Network) -> Driver:
+        """Return the driver of a network."""
+        return self._drivers[network.driver]
+
+    def create(self, ask: NetworkAsk) -> Network:
+        """Check an ask, choose its subnets and store the network. The kernel's side is the caller's next step;
+        `forget` undoes this one."""
+        _check(ask)
+        if ask.name in PREDEFINED:
+            raise Forbidden(f"operation is not permitted on predefined {ask.name} network ")
+        if any(network.name == ask.name for network in self._by_id.values()):
+            raise Conflict(f"network with name {ask.name} already exists")
+        network = self._from_ask(ask)
+        if network.config_only:
+            self._keep(network, None)
+            return network
+        for other in self._by_id.values():
+            if other.interface and other.interface == network.interface:
+                raise Forbidden(
+                    f"cannot create network {network.id} ({network.interface}): conflicts with network {other.id} "
+                    f"({other.interface}): networks have same bridge name"
+                )
+        self._drivers[network.driver].validate(network)
+        pools = self._choose_pools(network)
+        network = msgspec.structs.replace(network, pools=pools)
+        self._ipam.add(network.id, pools)
+        self._keep(network, None)
+        return network
+
+    def forget(self, network: Network) -> None:
+        """Remove a network from the records and give its subnets back."""
+        self._records.write([Change(KIND, network.id, None)])
+        self._by_id.pop(network.id, None)
+        self._ipam.remove(network.id)
+
+    def _keep(self, network: Network, before: Network | None) -> None:
+        if network != before:
+            self._records.write([Change(KIND, network.id, msgspec.json.encode(network))])
+        self._by_id[network.id] = network
+
+    def _from_ask(self, ask: NetworkAsk) -> Network:
+        driver = ask.driver or "bridge"
+        if driver not in self._drivers:
+            raise NotFound(
+                f'network driver "{driver}" not found: this engine has {", ".join(sorted(self._drivers))}'
+            )
+        network_id = digest.new_id()
+        options = dict(self._config.default_network_opts.get(driver, {})) | ask.options
+        network = Network(
+            id=network_id,
+            name=ask.name,
+            driver="null" if ask.config_only else driver,
+            created=time.time_ns(),
+            ipv4=ask.ipv4,
+            ipv6=ask.ipv6,
+            internal=ask.internal,
+            attachable=ask.attachable,
+            config_only=ask.config_only,
+            config_from=ask.config_from,
+            ipam_options=ask.ipam_options,
+            pools=ask.pools,
+            options=options,
+            labels=ask.labels,
+            interface="" if ask.config_only else options.get(bridge.NAME) or f"br-{network_id[:12]}",
+        )
+        if not ask.config_from:
+            return network
+        source = self.resolve(ask.config_from)
+        if not source.config_only:
+            raise Forbidden(
+                f'"{source.name}" is not a configuration-only network: it cannot be named by --config-from'
+            )
+        if ask.pools or ask.options or ask.ipv6 or ask.internal:
+            raise Forbidden(
+                "user specified configurations are not supported if the network depends on a configuration network"
+            )
+        return msgspec.structs.replace(
+            network,
+            ipv4=source.ipv4,
+            ipv6=source.ipv6,
+            internal=source.internal,
+            pools=source.pools,
+            options=source.options,
+            labels=source.labels | ask.labels,
+        )
+
+    def _choose_pools(self, network: Network) -> list[Pool]:
+        pools: list[Pool] = []
+        versions: set[int] = set()
+        for pool in network.pools:
+            if not pool.subnet:
+                if pool.ip_range or pool.gateway or pool.auxiliary:
+                    raise InvalidParameter(
+                        "invalid network config: a subnet is needed beside an ip-range or gateway"
+                    )
+                continue
+            version = ipam.parse_subnet(pool.subnet).version
+            if not (network.ipv4 if version == 4 else network.ipv6):
+                raise InvalidParameter(
+                    f"invalid subnet {pool.subnet}: IPv{version} is not enabled on this network"
+                )
+            versions.add(version)
+            pools.append(ipam.complete(msgspec.structs.replace(pool, configured=True)))
+        for version, wanted in ((4, network.ipv4), (6, network.ipv6)):
+            if wanted and version not in versions:
+                subnet = self._ipam.choose(version, self._routed())
+                pools.append(ipam.complete(Pool(subnet=str(subnet))))
+        return pools
+
+    def _routed(self, except_index: int = 0) -> list[Subnet]:
+        """Return what is routed on the host, to keep new subnets out of everybody's way."""
+        routes = [ip_network(route.destination) for route in self._host.routes() if route.index != except_index]
+        own = [found.network for index, found in self._host.addresses() if index != except_index]
+        return [subnet for subnet in routes + own if subnet.prefixlen]
+
+    def _default_bridge(self, before: Network | None) -> Network:
+        config = self._config
+        pools = [self._default_pool(4, config.bip, config.fixed_cidr, config.default_gateway, before)]
+        if config.ipv6:
+            pools.append(
+                self._default_pool(6, config.bip6, config.fixed_cidr_v6, config.default_gateway_v6, before)
+            )
+        options = {
+            bridge.DEFAULT_BRIDGE: "true",
+            bridge.ICC: str(config.icc).lower(),
+            bridge.MASQUERADE: str(config.ip_masq).lower(),
+            bridge.HOST_BINDING: config.default_binding,
+            bridge.NAME: config.bridge,
+            bridge.MTU: str(config.mtu or 1500),
+        }
+        return Network(
+            id=before.id if before else digest.new_id(),
+            name="bridge",
+            driver="bridge",
+            created=before.created if before else time.time_ns(),
+            ipv6=config.ipv6,
+            pools=pools,
+            options=options,
+            interface=config.bridge,
+        )
+
+    def _default_pool(self, version: int, bip: str, fixed: str, gateway: str, before: Network | None) -> Pool:
+        link = self._host.find(self._config.bridge)
+        index = link.index if link else 0
+        if not bip and index:
+            present = [found for of, found in self._host.addresses(index) if found.version == version]
+            bip = next((str(found) for found in present if not found.is_link_local), "")
+        if not bip and before is not None:
+            bip = _previous(before, version, self._routed(index))
+        auxiliary = {DEFAULT_GATEWAY[version]: gateway} if gateway else {}
+        if bip:
+            interface = _interface(bip, version)
+            pool = Pool(
+                subnet=str(interface.network), gateway=str(interface.ip), ip_range=fixed, auxiliary=auxiliary
+            )
+        elif fixed:
+            pool = Pool(subnet=str(ipam.parse_subnet(fixed)), ip_range=fixed, auxiliary=auxiliary)
+        else:
+            pool = Pool(subnet=str(self._ipam.choose(version, self._routed(index))), auxiliary=auxiliary)
+        return ipam.complete(pool)
+
+
+def _previous(before: Network, version: int, routed: list[Subnet]) -> str:
+    """Return the default bridge's address of last time, unless its subnet is somebody else's by now."""
+    for pool in before.pools:
+        subnet = ip_network(pool.subnet)
+        busy = any(other.version == version and other.overlaps(subnet) for other in routed)
+        if subnet.version == version and not busy:
+            return f"{pool.gateway}/{subnet.prefixlen}"
+    return ""
+
+
+def _interface(text: str, version: int) -> Interface:
+    try:
+        interface = ip_interface(text)
+    except ValueError:
+        raise InvalidParameter(
+            f"invalid bridge address {text}: it is an address with prefix, such as 10.0.0.1/24"
+        ) from None
+    if interface.version != version or "/" not in text:
+        raise InvalidParameter(f"invalid bridge address {text}: it is an IPv{version} address with prefix length")
+    if (
+        interface.ip == interface.network.network_address
+        and interface.network.prefixlen < interface.max_prefixlen - 1
+    ):
+        raise InvalidParameter(f"invalid bridge address {text}: it is the network's own address")
+    return interface
+
+
+def _check(ask: NetworkAsk) -> None:
+    if not ask.name.strip():
+        raise InvalidParameter("invalid network name: name is empty")
+    if not _NAME.fullmatch(ask.name):
+        raise InvalidParameter(
+            f"invalid network name: {ask.name}: only letters, digits and _.- are allowed, a letter or digit first"
+        )
+    if ask.scope not in ("", "local"):
+        raise Unsupported(f"network scope {ask.scope} is not supported: this engine is not part of a swarm")
+    if ask.ingress:
+        raise Unsupported("ingress networks are not supported: this engine is not part of a swarm")
+    if ask.ipam_driver not in ("", "default"):
+        raise NotFound(f'IPAM driver "{ask.ipam_driver}" not found: this engine has default')
+    for option in ask.ipam_options:
+        raise InvalidParameter(f"unknown option {option} of the default IPAM driver")
+    if ask.config_only and ask.config_from:
+        raise Forbidden("a configuration network cannot depend on another configuration network")
+    if not ask.ipv4 and not ask.ipv6:
+        raise InvalidParameter("IPv4 or IPv6 must be enabled")
+    for pool in ask.pools:
+        for text in filter(None, [pool.gateway, *pool.auxiliary.values()]):
+            _check_address(text)
+
+
+def _check_address(text: str) -> None:
+    try:
+        ip_address(text)
+    except ValueError:
+        raise InvalidParameter(f"invalid address {text}: not an IP address") from None

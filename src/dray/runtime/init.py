@@ -1,0 +1,239 @@
+"""The container's first process, from the fork to execve.
+
+It is born (clone3) in its new namespaces as a copy of the shim's Python, undumpable, and does in this order:
+
+    1. keep only the descriptors it was given; new session; die with the shim (when there is one)
+    2. new user namespace: wait for Mapped, become its root; join namespaces given by path
+    3. host name, sysctls, session keyring, labels: on the host's /proc, which nobody in the container can alter
+    4. the plan's operations before the pivot; Prepared/Proceed when there are hooks; the pty; pivot_root
+    5. createContainer hooks, the plan's operations after the pivot
+    6. stdio, user, capabilities, program path (`program.prepare`); Ready
+    7. wait for Start; startContainer hooks; seccomp; execve (`program.execute`)
+
+An error at any step is one Failed message and exit code 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from dray.linux import libc, namespaces, privileges, processes
+from dray.linux.cgroups import Cgroup
+from dray.runtime import console, program
+from dray.runtime.handshake import Channel, Failed, Grouped, Mapped, Prepared, Proceed, Ready, Staged, Start
+from dray.runtime.hooks import Hook, run_hooks
+from dray.runtime.model import Stdio
+from dray.runtime.program import Program
+from dray.runtime.rootfs import Plan
+from dray.runtime.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the parent decided before the fork; init only obeys.
+
+    user_namespace: "" none, "new", "joined"
+    join: name → descriptor of namespaces that init itself enters (mount last)
+    enters_cgroup: init was born outside its cgroup and enters it by itself, once told that it is made
+    starts: where Start comes from: the handshake's channel, or a listening socket that outlives the parent
+    """
+
+    id: str
+    program: Program
+    plan: Plan
+    stdio: Stdio
+    cgroup: Cgroup
+    enters_cgroup: bool
+    user_namespace: str
+    join: Mapping[str, int]
+    hostname: str
+    domainname: str
+    sysctls: Mapping[str, str]
+    time_offsets: str
+    personality: int | None
+    wants_hooks: bool
+    create_container: tuple[Hook, ...]
+    start_container: tuple[Hook, ...]
+    state: Callable[[str, int], dict[str, Any]]
+    die_with_parent: bool
+    pivot: bool
+    starts: int | None
+
+
+def run(job: Job, channel: Channel) -> NoReturn:
+    """Be the container's init; never returns to the caller's stack."""
+    try:
+        gc.disable()  # objects of the parent own descriptors whose numbers are ours now: none may be finalized
+        path, start_channel = _build(job, channel)
+        start_channel.expect(Start)
+        channel = start_channel
+        if job.start_container:
+            run_hooks(job.start_container, job.state("created", os.getpid()))
+        program.execute(job.program, path)
+    except BaseException as error:
+        channel.send(Failed.of(error))
+    finally:
+        os._exit(1)
+
+
+def run_stage(job: Job, flags: int, join: Mapping[str, int], channel: Channel) -> NoReturn:
+    """Enter cgroup and namespaces, fork init as the parent's child, tell its pid; see `lifecycle`."""
+    try:
+        gc.disable()
+        if job.cgroup.clone_fd() is None:
+            job.cgroup.add(0)
+        for kind in sorted(
+            join, key=lambda kind: kind == "user"
+        ):  # rights over the others end with the user namespace
+            libc.setns(join[kind], namespaces.FLAGS[kind])
+        if "user" in join:
+            become_namespace_root()
+        pid, _ = libc.clone3(flags | libc.CLONE_PARENT)
+        if pid == 0:
+            run(job, channel)
+        channel.send(Staged(pid))
+        os._exit(0)
+    except BaseException as error:
+        channel.send(Failed.of(error))
+    finally:
+        os._exit(1)
+
+
+def _build(job: Job, channel: Channel) -> tuple[str, Channel]:
+    keep = {channel.socket.fileno(), *job.join.values()}
+    keep |= {fd for fd in (job.stdio.stdin, job.stdio.stdout, job.stdio.stderr, job.starts) if fd is not None}
+    settle(keep, die_with_parent=job.die_with_parent, name="dray:[init]")
+    enter_namespaces(job, channel)
+    _identify(job)
+    program.label(job.program)
+
+    def enter_cgroup() -> None:
+        if job.enters_cgroup:
+            channel.expect(Grouped)
+            job.cgroup.add(0)
+
+    stage = Stage(cgroup_paths=hierarchies(job.cgroup.paths), enter_cgroup=enter_cgroup)
+    for operation in job.plan.prepare:
+        operation.execute(stage)
+    if job.wants_hooks:
+        channel.send(Prepared())
+        channel.expect(Proceed)
+    if job.create_container:
+        run_hooks(job.create_container, job.state("creating", os.getpid()))
+    terminal = None
+    if job.program.terminal:
+        terminal = console.open_pty(stage.root, job.program.console_size)
+        console.bind_console(stage.root, terminal[1])
+    _change_root(stage.root, pivot=job.pivot)
+    for operation in job.plan.finish:
+        operation.execute(stage)
+    if job.personality is not None:
+        libc.personality(job.personality)
+    return finish(job.program, job.stdio, terminal, channel, job.die_with_parent), _start_channel(job, channel)
+
+
+def settle(keep: set[int], *, die_with_parent: bool, name: str) -> None:
+    """Do what every forked process does first: shed what it inherited."""
+    processes.close_others(keep)
+    os.setsid()
+    libc.set_process_name(name)
+    if die_with_parent:
+        libc.prctl(libc.PR_SET_PDEATHSIG, 9)
+
+
+def enter_namespaces(job: Job, channel: Channel) -> None:
+    """Join what is to be joined by this process itself, and become root of a new user namespace."""
+    for kind, fd in job.join.items():
+        libc.setns(fd, namespaces.FLAGS[kind])
+    if job.user_namespace == "new":
+        channel.expect(Mapped)
+    if job.user_namespace:
+        become_namespace_root()
+
+
+def become_namespace_root() -> None:
+    """Take on ids 0 of the user namespace; before, this process had ids that it does not map."""
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    os.setgroups([])
+
+
+def _identify(job: Job) -> None:
+    if job.time_offsets:
+        libc.unshare(libc.CLONE_NEWTIME)
+        privileges.write_proc("/proc/self/timens_offsets", job.time_offsets)
+        fd = namespaces.open_path(namespaces.file("time"))
+        libc.setns(fd, libc.CLONE_NEWTIME)
+        os.close(fd)
+    if job.hostname:
+        libc.sethostname(job.hostname)
+    if job.domainname:
+        libc.setdomainname(job.domainname)
+    for name, value in job.sysctls.items():
+        privileges.write_proc(f"/proc/sys/{name}", value)
+    privileges.new_session_keyring(f"_ses.{job.id}")
+
+
+def _change_root(root: int, *, pivot: bool) -> None:
+    """Make the root's mount the root of this mount namespace and let go of the host's tree (pivot_root(2))."""
+    if not pivot:
+        os.fchdir(root)
+        libc.mount(".", "/", "", libc.MS_MOVE)
+        os.chroot(".")
+        os.chdir("/")
+        return
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(root)
+    libc.pivot_root(".", ".")
+    os.fchdir(old)
+    libc.mount("", ".", "", libc.MS_SLAVE | libc.MS_REC)  # the detach must not propagate to the host
+    libc.umount2(".", libc.MNT_DETACH)
+    os.close(old)
+    os.chdir("/")
+
+
+def finish(
+    wanted: Program, stdio: Stdio, terminal: tuple[int, int] | None, channel: Channel, die_with_parent: bool
+) -> str:
+    """Take the last steps that init and exec share; say Ready; return the program's path."""
+    if terminal is None:
+        program.set_stdio((stdio.stdin, stdio.stdout, stdio.stderr), wanted)
+    else:
+        slave = terminal[1]
+        console.control(slave)
+        program.set_stdio((slave, slave, slave), wanted)
+    path = program.prepare(wanted, die_with_parent=die_with_parent)
+    channel.send(Ready(), (terminal[0],) if terminal else ())
+    if terminal is not None:
+        os.close(terminal[0])
+        os.close(terminal[1])
+    return path
+
+
+def hierarchies(paths: Mapping[str, str]) -> dict[str, str]:
+    """Return name → directory, one entry a hierarchy, of a cgroup's controller → directory.
+
+    Names are those below /sys/fs/cgroup: `memory`, `cpu,cpuacct` for controllers that share one, `systemd` for
+    the named hierarchy; "" for v2.
+    """
+    names: dict[str, list[str]] = {}
+    for controller, directory in paths.items():
+        names.setdefault(directory, []).append(controller.removeprefix("name="))
+    return {",".join(controllers): directory for directory, controllers in names.items()}
+
+
+def _start_channel(job: Job, channel: Channel) -> Channel:
+    """Return where Start will come from."""
+    if job.starts is None:
+        return channel
+    import socket
+
+    channel.close()
+    listener = socket.socket(fileno=job.starts)
+    connection, _ = listener.accept()
+    return Channel(connection)

@@ -1,0 +1,365 @@
+"""A program to run in a container: what the OCI `process` object asks, and the way from a forked Python to it.
+
+    program_of(process, seccomp) → Program     pure: names resolved to numbers, checked
+    prepare(program, …) → argv0                in the child: stdio, directory, user, capabilities, path search
+    execute(program, …)                        in the child: seccomp, last capability, execve
+
+Between prepare and execute the child waits for its start. With a seccomp filter and without no_new_privs the
+filter needs CAP_SYS_ADMIN, which is kept permitted until then: after the filter only capset and execve are called,
+so that a profile need allow no more than these.
+Sources: runtime-spec config.md "process"; error texts as runc's (Go's exec.LookPath), which clients know.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from dray.base.errors import InvalidParameter, StartError
+from dray.linux import libc, mounts, privileges, processes, seccomp
+from dray.linux.privileges import Capabilities, Identity
+
+_SECCOMP_NEW_LISTENER = 1 << 3
+_PASSWD_LIMIT = 1 << 20  # bytes of an image's /etc/passwd that are looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit:
+    """`name` is RLIMIT_*."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything about a process that its spec decides."""
+
+    args: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    identity: Identity
+    umask: int
+    capabilities: Capabilities
+    no_new_privileges: bool
+    terminal: bool
+    console_size: tuple[int, int] | None
+    rlimits: tuple[Rlimit, ...]
+    oom_score_adj: int | None
+    apparmor: str
+    selinux: str
+    filter: bytes | None
+    filter_flags: int
+
+
+def program_of(
+    process: dict[str, Any], profile: dict[str, Any] | None, console_size: tuple[int, int] | None = None
+) -> Program:
+    """Read an OCI process object; InvalidParameter names what is wrong with it."""
+    args = process.get("args") or []
+    if not args:
+        raise InvalidParameter("process.args must not be empty")
+    cwd = process.get("cwd") or ""
+    if not cwd.startswith("/"):
+        raise InvalidParameter(f"process.cwd must be an absolute path, not {cwd!r}")
+    for option in ("scheduler", "ioPriority", "execCPUAffinity"):
+        if process.get(option):
+            raise InvalidParameter(f"process.{option} is not supported")
+    user = process.get("user") or {}
+    size = process.get("consoleSize") or {}
+    if console_size is None and size.get("height") and size.get("width"):
+        console_size = (int(size["height"]), int(size["width"]))
+    umask = user.get("umask")
+    if profile and seccomp.filter_flags(profile) & _SECCOMP_NEW_LISTENER:
+        raise InvalidParameter(
+            "linux.seccomp: SCMP_ACT_NOTIFY needs a listener, which this runtime does not offer"
+        )
+    return Program(
+        args=tuple(args),
+        env=_environment(process.get("env") or []),
+        cwd=cwd,
+        identity=_identity(user),
+        umask=0o022 if umask is None else int(umask),
+        capabilities=_capabilities(process.get("capabilities")),
+        no_new_privileges=bool(process.get("noNewPrivileges")),
+        terminal=bool(process.get("terminal")),
+        console_size=console_size,
+        rlimits=_rlimits(process.get("rlimits") or []),
+        oom_score_adj=process.get("oomScoreAdj"),
+        apparmor=process.get("apparmorProfile") or "",
+        selinux=process.get("selinuxLabel") or "",
+        filter=seccomp.program(profile) if profile else None,
+        filter_flags=seccomp.filter_flags(profile) if profile else 0,
+    )
+
+
+def _environment(entries: list[str]) -> dict[str, str]:
+    env: dict[str, str] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not name or not equals or "\0" in entry:
+            raise InvalidParameter(f"process.env: invalid environment variable {entry!r}")
+        env[name] = value
+    return env
+
+
+def _identity(user: dict[str, Any]) -> Identity:
+    groups = tuple(int(group) for group in user.get("additionalGids") or ())
+    identity = Identity(int(user.get("uid") or 0), int(user.get("gid") or 0), groups)
+    for number in (identity.uid, identity.gid, *groups):
+        if not 0 <= number < 2**32 - 1:
+            raise InvalidParameter(f"process.user: id {number} is out of range")
+    return identity
+
+
+def _capabilities(sets: dict[str, Any] | None) -> Capabilities:
+    sets = sets or {}
+    try:
+        return Capabilities(
+            *(
+                privileges.mask(sets.get(kind) or [])
+                for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
+            )
+        )
+    except KeyError as error:
+        raise InvalidParameter(f"process.capabilities: unknown capability {error.args[0]!r}") from None
+
+
+def _rlimits(entries: list[dict[str, Any]]) -> tuple[Rlimit, ...]:
+    limits = tuple(Rlimit(entry["type"], int(entry["soft"]), int(entry["hard"])) for entry in entries)
+    if len({limit.name for limit in limits}) != len(limits):
+        raise InvalidParameter("process.rlimits: a limit is given twice")
+    return limits
+
+
+def set_limits(pid: int, program: Program) -> None:
+    """Set what is set from outside, once the child is ready: resource limits and the OOM score."""
+    for limit in program.rlimits:
+        try:
+            privileges.set_rlimit(pid, limit.name, limit.soft, limit.hard)
+        except OSError as error:
+            raise StartError(f"error setting rlimit: {error}") from error
+    if program.oom_score_adj is not None and program.oom_score_adj != _inherited_oom_score_adj():
+        try:
+            privileges.write_proc(f"/proc/{pid}/oom_score_adj", str(program.oom_score_adj))
+        except PermissionError as error:
+            raise StartError(
+                f"cannot lower oom_score_adj to {program.oom_score_adj}: CAP_SYS_RESOURCE is missing ({error})"
+            ) from error
+
+
+def _inherited_oom_score_adj() -> int:
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
+
+
+def label(program: Program) -> None:
+    """Ask the security modules for the program's label at the next execve; before pivot_root, on the host's /proc."""
+    if program.selinux:
+        _write_label("attr/exec", program.selinux, "selinuxLabel")
+    if program.apparmor:
+        _write_label("attr/apparmor/exec", f"exec {program.apparmor}", "apparmorProfile")
+
+
+def _write_label(file: str, value: str, option: str) -> None:
+    try:
+        privileges.write_proc(f"/proc/self/{file}", value)
+    except OSError as error:
+        raise StartError(f"process.{option}: {value!r} cannot be applied on this kernel: {error}") from error
+
+
+def set_stdio(fds: tuple[int, int, int], program: Program) -> None:
+    """Make `fds` 0, 1 and 2 (-1: the container's /dev/null) and give pipes to the program's user, as runc does."""
+    null = -1
+    sources = []
+    for fd in fds:
+        if fd < 0 or mounts.is_device(fd, 1, 3):
+            null = null if null >= 0 else _open_null()
+            sources.append(null)
+        else:
+            sources.append(os.dup(fd) if fd < 3 else fd)  # its number may be about to go to one of the others
+    for number, fd in enumerate(sources):
+        os.dup2(fd, number, inheritable=True)
+    for number in range(3):
+        status = os.fstat(number)
+        if sources[number] == null or status.st_uid == program.identity.uid:
+            continue
+        try:
+            os.fchown(number, program.identity.uid, -1)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EROFS):
+                raise
+
+
+def _open_null() -> int:
+    try:
+        fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, f"open: {error.strerror}", "/dev/null") from error
+    if not mounts.is_device(fd, 1, 3):
+        os.close(fd)
+        raise OSError(errno.ENODEV, "is not the null device (char 1:3)", "/dev/null")
+    return fd if fd > 2 else os.dup(fd)
+
+
+def prepare(program: Program, *, die_with_parent: bool) -> str:
+    """Become the program's user, with its capabilities, in its directory; return the program's path.
+
+    Raises StartError with runc's words for a program or directory that is not there.
+    """
+    lacking = privileges.missing(program.capabilities.permitted)
+    if lacking:
+        raise StartError(f"cannot grant {', '.join(lacking)}: the runtime itself lacks it")
+    if program.no_new_privileges:
+        libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+    entered = _enter(program.cwd)
+    keep_admin = program.filter is not None and not program.no_new_privileges
+    privileges.drop(program.capabilities, program.identity, keep_admin=keep_admin)
+    # A change of credentials resets both.
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    if die_with_parent:
+        libc.prctl(libc.PR_SET_PDEATHSIG, 9)
+    if entered is not None:
+        entered = _enter(program.cwd)
+        if entered is not None:
+            raise StartError(f'chdir to cwd ("{program.cwd}") set in config.json failed: {entered.strerror}', 126)
+    _verify_directory()
+    if not program.env.get("HOME"):
+        program.env["HOME"] = home_of(program.identity.uid)
+    return find(program.args[0], program.env.get("PATH", ""))
+
+
+def _enter(path: str) -> OSError | None:
+    try:
+        os.chdir(path)
+    except PermissionError as error:
+        return error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise StartError(
+            f'chdir to cwd ("{path}") set in config.json failed: {reason}',
+            127 if error.errno == errno.ENOENT else 126,
+        ) from error
+    return None
+
+
+def _verify_directory() -> None:
+    """Refuse a working directory outside the root, reached through a leaked descriptor (CVE-2024-21626)."""
+    try:
+        inside = os.getcwd().startswith("/")
+    except FileNotFoundError:
+        inside = False
+    if not inside:
+        raise StartError("current working directory is outside of container mount namespace root", 126)
+
+
+def home_of(uid: int) -> str:
+    """Return a user's home directory by the container's /etc/passwd, / when it has none.
+
+    The file is the image's: only a regular file is read, only its beginning, and nothing is believed of it.
+    """
+    try:
+        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return "/"
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return "/"
+        text = os.read(fd, _PASSWD_LIMIT).decode(errors="surrogateescape")
+    except OSError:
+        return "/"
+    finally:
+        os.close(fd)
+    for line in text.split("\n"):
+        fields = line.split(":")
+        if len(fields) > 5 and fields[2] == str(uid):
+            return fields[5] or "/"
+    return "/"
+
+
+def find(name: str, path: str) -> str:
+    """Return the path that execve gets for `name`, searched along `path`; StartError 127 or 126."""
+    if "/" in name:
+        reason = _why_not(name)
+        if reason is None:
+            return name
+        exit_code = 127 if reason.endswith(os.strerror(errno.ENOENT).lower()) else 126
+        raise StartError(f'exec: "{name}": {reason}', exit_code)
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{name}"
+        if name and _why_not(candidate) is None:
+            if not candidate.startswith("/"):
+                raise StartError(
+                    f'exec: "{name}": cannot run executable found relative to current directory', 126
+                )  # fmt: skip
+            return candidate
+    raise StartError(f'exec: "{name}": executable file not found in $PATH', 127)
+
+
+def _why_not(path: str) -> str | None:
+    """Return why `path` cannot be executed, None if it can as far as can be seen."""
+    try:
+        fd = libc.openat2(libc.AT_FDCWD, path, os.O_PATH, resolve=libc.RESOLVE_NO_MAGICLINKS)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        if error.errno == errno.ELOOP and os.path.exists(path):
+            reason = "permission denied (a link of /proc leads out of the container)"
+        return f"stat {path}: {reason}"
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            return "is a directory"
+        if not mode & 0o111 or not os.access(path, os.X_OK, effective_ids=True):
+            return "permission denied"
+        return _why_not_interpreter(path, fd)
+    finally:
+        os.close(fd)
+
+
+def _why_not_interpreter(path: str, fd: int) -> str | None:
+    """Refuse a script whose interpreter is a magic link: /proc/self/exe is this very Python (CVE-2019-5736)."""
+    try:
+        script = os.open(mounts.fd_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None  # executable but not readable: the kernel itself refuses scripts that cannot be read
+    try:
+        head = os.read(script, 256)
+    except OSError:
+        return None
+    finally:
+        os.close(script)
+    if not head.startswith(b"#!"):
+        return None
+    words = head[2:].split(b"\n")[0].split()
+    if not words:
+        return None
+    try:
+        os.close(libc.openat2(libc.AT_FDCWD, words[0], os.O_PATH, resolve=libc.RESOLVE_NO_MAGICLINKS))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return f"permission denied (interpreter {os.fsdecode(words[0])} is a link of /proc)"
+    return None
+
+
+def execute(program: Program, path: str) -> NoReturn:
+    """Install the filter, give up what is left, execve; StartError when that fails."""
+    argv, env = list(program.args), dict(program.env)
+    os.umask(program.umask)
+    processes.reset_signals()
+    processes.close_on_exec()
+    if program.filter is not None:
+        if not program.no_new_privileges:
+            privileges.regain_admin(program.capabilities)
+        seccomp.install(program.filter, flags=program.filter_flags)
+        if not program.no_new_privileges:
+            privileges.seal(program.capabilities)
+    try:
+        os.execve(path, argv, env)  # noqa: S606 - what a runtime is for
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        missing = error.errno == errno.ENOENT
+        raise StartError(f'exec: "{program.args[0]}": {reason}', 127 if missing else 126) from error

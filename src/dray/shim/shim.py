@@ -1,0 +1,423 @@
+"""The shim: one per container; the parent of its processes, the owner of their streams, log and exit status.
+
+It is forked from the zygote with one end of a socketpair, on which its first request is `create`; it outlives the
+daemon, and a daemon that comes back connects to `shim.sock` in the run directory. Requests and events are
+`wire.rpc` messages:
+
+    create {task, attachments}   descriptors: those of task.fds, then one socket for each attachment
+    start, pause, resume, pids   {}
+    kill {signal, all}           update {resources}          resize {exec_id, rows, columns}
+    attach AttachRequest         one descriptor, the client's socket
+    exec ExecCreate              one descriptor if it has an `attach`
+    state                        what a daemon that comes back must know: {pid, started_at, status, execs}
+    seen {exec_id}               the daemon knows how the exec ended
+    release                      the container is over and done with: remove the run directory, go away
+
+    events: exited {status}, exec_exited {exec_id, status}, detached {exec_id}, oom
+
+Order at the end: output complete → exit.json on disk → `exited` → cgroup removed. Told or not, a shim whose
+container is over and that no daemon is connected to cleans up and goes, leaving run directory and exit.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
+from dray.base.files import remove_tree, write_atomic
+from dray.linux import cgroups, libc
+from dray.logs import registry as log_drivers
+from dray.runtime.model import CreateRequest, ExecRequest, Mount, Runtime
+from dray.shim.connections import Connection, Listener
+from dray.shim.loop import Loop
+from dray.shim.model import AttachRequest, ExecCreate, TaskCreate
+from dray.shim.process import Process
+from dray.shim.stdio import Streams
+from dray.wire import rpc
+
+KILLED = 128 + signal.SIGKILL
+
+
+class Create(msgspec.Struct, frozen=True):
+    """The first request."""
+
+    task: TaskCreate
+    attachments: list[AttachRequest] = []
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The envelope of a request; `params` is decoded by its method."""
+
+    id: int
+    method: str
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_request = msgspec.json.Decoder(Request)
+_create = msgspec.json.Decoder(Create)
+_attach = msgspec.json.Decoder(AttachRequest)
+_exec = msgspec.json.Decoder(ExecCreate)
+_plain = msgspec.json.Decoder(dict[str, Any])
+
+RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
+
+
+def serve(connection: rpc.Channel, runtimes: RuntimeFactory) -> None:
+    """Be a shim until the container is over (in a freshly forked process)."""
+    os.setsid()
+    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    libc.set_process_name("dray-shim")
+    Shim(connection, runtimes).run()
+
+
+class Shim:
+    """A container and everything that belongs to it in user space."""
+
+    def __init__(self, channel: rpc.Channel, runtimes: RuntimeFactory) -> None:
+        self._runtimes = runtimes
+        self._loop = Loop()
+        self._connections: list[Connection] = []
+        self._listener: Listener | None = None
+        self._task: TaskCreate | None = None
+        self._spec: dict[str, Any] = {}
+        self._runtime: Runtime | None = None
+        self._init: Process | None = None
+        self._execs: dict[str, Process] = {}
+        self._told: list[Process] = []  # execs that the daemon knows the end of; their clients may still read
+        self._held: list[int] = []
+        self._oom_watch: cgroups.OomWatch | None = None
+        self._oom_kills = 0
+        self._released = False
+        self._loop.watch_children(self._reap)
+        self._methods: dict[str, Callable[[bytes, rpc.Received], Any]] = {
+            "create": self._create,
+            "start": lambda _params, _message: self._start(),
+            "kill": self._kill,
+            "attach": self._attach,
+            "exec": self._exec,
+            "resize": self._resize,
+            "pause": lambda _params, _message: self._running().pause(self.task.id),
+            "resume": lambda _params, _message: self._running().resume(self.task.id),
+            "update": self._update,
+            "pids": lambda _params, _message: self._running().pids(self.task.id),
+            "state": lambda _params, _message: self._state(),
+            "seen": self._seen,
+            "release": lambda _params, _message: self._release(),
+        }
+        self._connect(channel.socket)
+
+    @property
+    def task(self) -> TaskCreate:
+        """The container this shim was made for."""
+        if self._task is None:
+            raise Conflict("the shim has no container yet")
+        return self._task
+
+    def run(self) -> None:
+        """Serve until there is nothing left to do."""
+        while not self._idle():
+            self._loop.turn()
+        if self._listener is not None:
+            self._listener.close()
+
+    def _idle(self) -> bool:
+        """Whether the process may end."""
+        over = self._init is None or self._init.complete
+        if not over or (self._connections and not self._released):
+            return False
+        self._told = [process for process in self._told if process.streams.clients]
+        processes = [process for process in (self._init, *self._execs.values()) if process is not None]
+        return not (
+            self._told
+            or any(process.streams.clients for process in processes)
+            or any(connection.pending for connection in self._connections)
+        )
+
+    # --- connections ---
+
+    def _connect(self, connection: socket.socket) -> None:
+        self._connections.append(Connection(self._loop, connection, self._handle, self._disconnected))
+
+    def _disconnected(self, connection: Connection) -> None:
+        self._connections.remove(connection)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        for connection in tuple(self._connections):
+            connection.send(event)
+
+    def _handle(self, connection: Connection, message: rpc.Received) -> None:
+        request = _request.decode(message.data)
+        try:
+            method = self._methods.get(request.method)
+            if method is None:
+                raise InvalidParameter(f"the shim does not know {request.method!r}")
+            result = method(bytes(request.params), message)
+        except Exception as error:
+            connection.send({"id": request.id, "error": rpc.describe(error)})
+        else:
+            connection.send({"id": request.id, "result": result})
+        finally:
+            message.close()
+
+    # --- the container ---
+
+    def _create(self, params: bytes, message: rpc.Received) -> dict[str, Any]:
+        if self._task is not None:
+            raise Conflict("the shim has its container already")
+        request = _create.decode(params)
+        task = self._task = request.task
+        try:
+            self._listener = Listener(self._loop, task.run_dir, self._connect)
+            self._prepare(task, params)
+            named = list(zip(task.fds, message.take(len(task.fds)), strict=True))
+            self._held = [fd for _, fd in named]
+            self._make(task, dict(named), request.attachments, message)
+            if task.start:
+                self._start()
+        except BaseException:
+            self._undo(task)
+            raise
+        assert self._init is not None
+        return {"pid": self._init.pid, "started_at": self._init.started_at}
+
+    def _prepare(self, task: TaskCreate, params: bytes) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(task.state_dir, "exit.json"))
+        write_atomic(os.path.join(task.run_dir, "task.json"), msgspec.json.encode(task), durable=False)
+        write_atomic(os.path.join(task.run_dir, "shim.pid"), b"%d\n" % os.getpid(), durable=False)
+        with open(os.path.join(task.run_dir, "config.json"), "rb") as config:
+            self._spec = _plain.decode(config.read())
+
+    def _make(
+        self, task: TaskCreate, named: dict[str, int], attachments: list[AttachRequest], message: rpc.Received
+    ) -> None:
+        log = log_drivers.open_writer(task.log.driver, task.log.path, task.log.options, task.log.attributes)
+        streams = Streams(
+            self._loop, tty=task.tty, stdin_once=task.stdin_once, log=log, detached=lambda: self._detached("")
+        )
+        self._init = init = Process("", streams, tty=task.tty)
+        self._runtime = runtime = self._runtimes(task.runtime, task.runtime_args, task.run_dir)
+        request = CreateRequest(
+            id=task.id,
+            bundle=Path(task.run_dir),
+            spec=self._spec,
+            rootfs=[Mount(m.type, m.source, tuple(m.options), m.target) for m in task.rootfs],
+            namespace_fds={"network": named["network"]} if "network" in named else {},
+            console_size=task.console_size,
+        )
+        init.run(lambda stdio: runtime.create(replace(request, stdio=stdio)), stdin=task.open_stdin, output=True)
+        # The program does not run yet, and nothing of its output is read before this request is handled.
+        for attachment in attachments:
+            streams.attach(attachment, *message.take(1))
+
+    def _undo(self, task: TaskCreate) -> None:
+        """A create that failed leaves nothing."""
+        if self._init is not None:
+            if self._init.pid and self._runtime is not None:
+                with contextlib.suppress(DrayError, OSError):
+                    self._runtime.delete(task.id, force=True)
+            self._init.close()
+            self._init.complete = True
+        self._close_held()
+        if self._listener is not None:
+            self._listener.close()
+        remove_tree(task.run_dir)
+        self._released = True
+
+    def _close_held(self) -> None:
+        for fd in self._held:
+            os.close(fd)
+        self._held = []
+
+    def _running(self) -> Runtime:
+        if self._runtime is None or self._init is None or self._init.status is not None:
+            raise Conflict(f"container {self.task.id} is not running")
+        return self._runtime
+
+    def _start(self) -> None:
+        self._running().start(self.task.id)
+        assert self._init is not None
+        self._init.started_at = time.time_ns()
+        self._loop.call_later(0, self._watch_oom)
+
+    def _watch_oom(self) -> None:
+        path = (self._spec.get("linux") or {}).get("cgroupsPath") or ""
+        with contextlib.suppress(DrayError, OSError):
+            self._oom_watch = cgroups.load(path, self.task.id).watch_oom()
+        if self._oom_watch is not None:
+            self._loop.watch(self._oom_watch.fd, self._oom_watch.events, self._oom)
+
+    def _oom(self, _events: int) -> None:
+        assert self._oom_watch is not None
+        self._oom_watch.drain()
+        kills = 0
+        if self._runtime is not None:
+            with contextlib.suppress(DrayError, OSError):
+                kills = self._runtime.oom_kills(self.task.id)
+        for _ in range(self._oom_kills, kills):
+            self._tell({"event": "oom"})
+        self._oom_kills = max(kills, self._oom_kills)
+
+    def _forget_oom(self) -> None:
+        if self._oom_watch is not None:
+            self._loop.forget(self._oom_watch.fd)
+            self._oom_watch.close()
+            self._oom_watch = None
+
+    def _kill(self, params: bytes, _message: rpc.Received) -> None:
+        request = _plain.decode(params)
+        if exec_id := request.get("exec_id"):
+            self._process(exec_id).kill(request["signal"])
+            return
+        self._running().kill(self.task.id, request["signal"], all_processes=request["all"])
+
+    def _update(self, params: bytes, _message: rpc.Received) -> None:
+        self._running().update(self.task.id, _plain.decode(params)["resources"])
+
+    def _resize(self, params: bytes, _message: rpc.Received) -> None:
+        request = _plain.decode(params)
+        self._process(request["exec_id"]).resize(request["rows"], request["columns"])
+
+    def _process(self, exec_id: str) -> Process:
+        process = self._execs.get(exec_id) if exec_id else self._init
+        if process is None:
+            raise NotFound(f"No such exec instance: {exec_id}")
+        return process
+
+    def _attach(self, params: bytes, message: rpc.Received) -> None:
+        request = _attach.decode(params)
+        self._process(request.exec_id).streams.attach(request, *message.take(1))
+
+    def _detached(self, exec_id: str) -> None:
+        self._tell({"event": "detached", "exec_id": exec_id})
+
+    # --- execs ---
+
+    def _exec(self, params: bytes, message: rpc.Received) -> dict[str, int]:
+        request = _exec.decode(params)
+        runtime = self._running()
+        if request.exec_id in self._execs:
+            raise Conflict(f"exec {request.exec_id} has run already")
+        streams = Streams(
+            self._loop, tty=request.tty, stdin_once=True, detached=lambda: self._detached(request.exec_id)
+        )
+        process = Process(request.exec_id, streams, tty=request.tty)
+        order = ExecRequest(
+            id=self.task.id,
+            process=request.process,
+            seccomp=self._spec.get("linux", {}).get("seccomp"),
+            console_size=request.console_size,
+        )
+        attach = request.attach
+        try:
+            process.run(
+                lambda stdio: runtime.exec(replace(order, stdio=stdio)),
+                stdin=attach is not None and attach.stdin,
+                output=attach is not None,
+            )
+        except BaseException:
+            process.close()
+            raise
+        self._execs[request.exec_id] = process
+        if attach is not None:
+            streams.attach(attach, *message.take(1))
+        return {"pid": process.pid}
+
+    def _seen(self, params: bytes, _message: rpc.Received) -> None:
+        process = self._execs.get(_plain.decode(params)["exec_id"])
+        if process is not None and process.complete:
+            self._told.append(self._execs.pop(process.exec_id))
+
+    # --- the end ---
+
+    def _reap(self) -> None:
+        """Reap whatever is a child of ours: init, execs, their orphans, compressors."""
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if self._init is not None and pid == self._init.pid and self._init.status is None:
+                self._init_reaped(wait_status)
+                continue
+            for process in self._execs.values():
+                if process.pid == pid and process.status is None:
+                    process.reaped(wait_status, partial(self._exec_complete, process))
+                    break
+
+    def _init_reaped(self, wait_status: int) -> None:
+        assert self._init is not None
+        if self._runtime is not None and not _has_own_pids(self._spec):
+            # Nobody else ends what init has left running in a pid namespace that is not its own.
+            with contextlib.suppress(DrayError, OSError):
+                self._runtime.kill(self.task.id, signal.SIGKILL, all_processes=True)
+        self._init.reaped(wait_status, self._init_complete)
+
+    def _exec_complete(self, process: Process) -> None:
+        process.complete = True
+        process.close()
+        self._tell({"event": "exec_exited", "exec_id": process.exec_id, "status": process.status})
+
+    def _init_complete(self) -> None:
+        init, task, runtime = self._init, self.task, self._runtime
+        assert init is not None
+        assert init.status is not None
+        assert runtime is not None
+        for process in self._execs.values():
+            if process.status is None:
+                process.ended(KILLED, lambda: None)
+            if not process.complete:
+                self._exec_complete(process)
+        with contextlib.suppress(DrayError, OSError):
+            if self._oom_watch is not None:
+                self._oom(0)
+            init.status = msgspec.structs.replace(init.status, oom_killed=runtime.oom_kills(task.id) > 0)
+        self._forget_oom()
+        init.close()
+        with contextlib.suppress(OSError):  # a full disk: those who are connected learn it all the same
+            write_atomic(os.path.join(task.state_dir, "exit.json"), msgspec.json.encode(init.status))
+        init.complete = True
+        self._tell({"event": "exited", "status": init.status})
+        with contextlib.suppress(DrayError, OSError):
+            runtime.delete(task.id, force=True)
+        self._close_held()
+
+    def _state(self) -> dict[str, Any]:
+        init = self._init
+        if init is None:
+            raise Conflict("the shim has no container yet")
+        return {
+            "pid": init.pid,
+            "started_at": init.started_at,
+            "status": init.status if init.complete else None,
+            "execs": {
+                process.exec_id: process.status if process.complete else None for process in self._execs.values()
+            },
+        }
+
+    def _release(self) -> None:
+        if self._init is not None and not self._init.complete:
+            raise Conflict(f"container {self.task.id} is running: kill it first")
+        if self._listener is not None:
+            self._listener.close()
+        remove_tree(self.task.run_dir)
+        self._released = True
+
+
+def _has_own_pids(spec: dict[str, Any]) -> bool:
+    namespaces = spec.get("linux", {}).get("namespaces", [])
+    return any(namespace["type"] == "pid" and not namespace.get("path") for namespace in namespaces)

@@ -1,0 +1,184 @@
+"""The zygote: a warm, single-threaded process to fork shims and short-lived servants from.
+
+drayd starts it before its own loop and threads (`shim.tasks.Zygote.spawn`), from a sealed copy of the interpreter,
+so that nothing in a container can reach and overwrite the host's. It imports what its children need, freezes the
+collector (so that children share its pages) and then only obeys its socket. When the socket closes, because drayd
+ended or was killed, it ends as well; its children stay.
+
+A request is one message whose first descriptor is the channel of its answer:
+
+    {"do": "shim"}                                     the channel becomes the new shim's (see shim.shim)
+    {"do": "network namespace"}                        answered {} with (namespace, NETLINK_ROUTE socket in it)
+    {"do": "call", "function": "m:f", "arguments": …}  f(arguments, fds) of dray's module m, in a forked child,
+                                                       answered with its result; the child ends with the call
+
+Children are never waited for: SIGCHLD is ignored, the kernel reaps. Each of them restores it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dray.base.errors import DrayError, InvalidParameter
+from dray.linux import cgroups, libc, seccomp
+from dray.runtime.model import Runtime
+from dray.wire import rpc
+
+SOCKET_FD = 3  # where the zygote finds its socket after execve
+DEFAULT_RUNTIMES = "dray.shim.runtimes:select"
+
+# Chooses the runtime of a task: (path of an OCI runtime or "", its global arguments, the task's run directory).
+RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
+
+_POOL_SIZE = 2
+_IDLE_MILLISECONDS = 20
+_PRELOAD = ("dray.shim.shim", "dray.logs.jsonfile", "dray.logs.none")
+
+
+def main(runtimes: str) -> None:
+    """Be the zygote: what the copy of the interpreter runs."""
+    connection = socket.socket(fileno=SOCKET_FD)
+    os.set_inheritable(SOCKET_FD, False)
+    with contextlib.suppress(OSError):
+        os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    libc.set_process_name("dray-zygote")
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    os.chdir("/")
+    os.umask(0o022)
+    factory = load(runtimes)
+    for module in _PRELOAD:
+        importlib.import_module(module)
+    with contextlib.suppress(DrayError, OSError):  # a machine without cgroups says so when a container needs one
+        cgroups.preload()
+    seccomp.preload()
+    gc.collect()
+    gc.freeze()
+    _Zygote(rpc.Channel(connection), factory).run()
+
+
+def load(function: str) -> Any:
+    """Return the object that "module:name" names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class _Zygote:
+    def __init__(self, channel: rpc.Channel, runtimes: RuntimeFactory) -> None:
+        self._channel = channel
+        self._runtimes = runtimes
+        self._pool: list[tuple[int, int]] = []  # namespaces made while idle, ready to be handed out
+        self._used_network = False
+        self._own_network = -1
+
+    def run(self) -> None:
+        """Obey until the daemon is gone."""
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        while True:
+            # The pool is filled when nobody wants anything, and only once somebody has wanted a network.
+            wants = self._used_network and len(self._pool) < _POOL_SIZE
+            if wants and not poll.poll(_IDLE_MILLISECONDS):
+                with contextlib.suppress(OSError):
+                    self._pool.append(self._new_network())
+                continue
+            message = self._channel.receive()
+            if message is None:
+                return
+            try:
+                [answer] = message.take(1)
+                self._obey(message, rpc.Channel(socket.socket(fileno=answer)))
+            finally:
+                message.close()
+
+    def _obey(self, message: rpc.Received, answer: rpc.Channel) -> None:
+        try:
+            request = message.json()
+            match request["do"]:
+                case "shim":
+                    self._fork(self._be_shim, answer, message)
+                case "call":
+                    self._fork(self._call, answer, message)
+                case "warm":
+                    seccomp.program(request["profile"])  # kept for every shim that is forked from here on
+                    gc.freeze()
+                    answer.send({"result": None})
+                case "network namespace":
+                    self._used_network = True
+                    pair = self._pool.pop() if self._pool else self._new_network()
+                    try:
+                        answer.send({"result": None}, pair)
+                    finally:
+                        for fd in pair:
+                            os.close(fd)
+                case other:
+                    raise InvalidParameter(f"the zygote does not know {other!r}")
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                answer.send({"error": rpc.describe(error)})
+        finally:
+            answer.close()
+
+    def _fork(self, child: Callable[[rpc.Channel, rpc.Received], None], answer: rpc.Channel, message: Any) -> None:
+        if os.fork():
+            return
+        code = 1
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._channel.close()
+            for pair in self._pool:
+                for fd in pair:
+                    os.close(fd)
+            if self._own_network >= 0:
+                os.close(self._own_network)
+            child(answer, message)
+            code = 0
+        except BaseException as error:
+            with contextlib.suppress(OSError, ValueError):
+                sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            os._exit(code)
+
+    def _be_shim(self, connection: rpc.Channel, _message: rpc.Received) -> None:
+        from dray.shim.shim import serve
+
+        serve(connection, self._runtimes)
+
+    def _call(self, answer: rpc.Channel, message: rpc.Received) -> None:
+        request = message.json()
+        try:
+            if not request["function"].startswith("dray."):
+                raise InvalidParameter(f"{request['function']!r} is none of our functions")
+            result = load(request["function"])(request["arguments"], message.take())
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                answer.send({"error": rpc.describe(error)})
+            return
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            answer.send({"result": result})
+
+    def _new_network(self) -> tuple[int, int]:
+        """Return a new network namespace and a NETLINK_ROUTE socket inside it."""
+        if self._own_network < 0:
+            self._own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        libc.unshare(libc.CLONE_NEWNET)
+        try:
+            namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
+                    netlink.bind((0, 0))
+                    return namespace, netlink.detach()
+            except BaseException:
+                os.close(namespace)
+                raise
+        finally:
+            libc.setns(self._own_network, libc.CLONE_NEWNET)

@@ -1,0 +1,308 @@
+"""Content-addressed blobs.
+
+    <root>/blobs/sha256/<hex>     a blob, whole and checked, 0600; directories 0700
+    <root>/ingest/<name>/data     what has arrived of one
+    <root>/ingest/<name>/ref      the key of a resumable ingest; without it the ingest dies with its process
+
+Invariants:
+
+* A blob gets its name by rename(2) after its data is on disk (fdatasync) and its digest and size were checked
+  over every byte; whatever bears a digest's name is that content.
+* Nothing that a `Lease` covers is collected. A lease is taken before the first byte of an object is written and
+  given up after the records that reference it are. A collection also spares whatever was leased at any time
+  since it began, so it never races with a writer (containerd's garbage collection keeps the same rule).
+* A lease lives in memory: after a crash nothing is leased, and what no record references goes at next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from dray.base import digest as digests
+from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.files import remove_tree, sync_directory, write_atomic
+
+_CHUNK = 1 << 20
+
+
+class Lease:
+    """Protects digests from collection while it is open; a context manager. Thread-safe."""
+
+    def __init__(self, store: ContentStore) -> None:
+        self._store = store
+        self.digests: set[str] = set()
+
+    def add(self, digest: str) -> bool:
+        """Protect `digest` from here on; tell whether its blob is in the store."""
+        return self._store._protect(self, digest)
+
+    def close(self) -> None:
+        """Give up the protection."""
+        self._store._release(self)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Ingest:
+    """A blob on its way in: `write`, then `commit` or `abort`. A context manager that aborts what is not
+    committed, except that a resumable ingest (`ref`) keeps what has arrived. Not thread-safe."""
+
+    def __init__(
+        self, store: ContentStore, folder: Path, expected: str | None, lease: Lease | None, *, keep: bool
+    ):
+        self._store = store
+        self._folder = folder
+        self._expected = expected
+        self._lease = lease
+        self._keep = keep
+        self._hash = digests.hasher(expected) if expected else hashlib.sha256()
+        self._algorithm = digests.parse(expected)[0] if expected else "sha256"
+        self._fd = os.open(folder / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.offset = 0
+        while chunk := os.read(self._fd, _CHUNK):
+            self._hash.update(chunk)
+            self.offset += len(chunk)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append."""
+        self._hash.update(data)
+        view = memoryview(data)
+        while view:
+            written = os.write(self._fd, view)
+            self.offset += written
+            view = view[written:]
+
+    @property
+    def digest(self) -> str:
+        """The digest of what has arrived."""
+        return f"{self._algorithm}:{self._hash.hexdigest()}"
+
+    def commit(self, *, size: int | None = None) -> str:
+        """Check digest and size, put the blob on disk under its name, return its digest.
+
+        InvalidParameter if the content is not what was expected; the ingest is then removed.
+        """
+        digest = self.digest
+        try:
+            if size is not None and size != self.offset:
+                raise InvalidParameter(
+                    f"unexpected size: blob has {self.offset} bytes, its descriptor says {size}"
+                )
+            if self._expected is not None and digest != self._expected:
+                raise InvalidParameter(f"unexpected digest: content is {digest}, expected {self._expected}")
+            if not self._store._adopt(digest, self._lease):
+                os.fdatasync(self._fd)
+                self._store._install(self._folder / "data", digest)
+        except BaseException:
+            self.abort()
+            raise
+        self._finish(remove=True)
+        return digest
+
+    def abort(self) -> None:
+        """Drop what has arrived, resumable or not."""
+        self._finish(remove=True)
+
+    def _finish(self, *, remove: bool) -> None:
+        if self._fd < 0:
+            return
+        os.close(self._fd)
+        self._fd = -1
+        self._store._close_ingest(self._folder, remove=remove)
+
+    def __enter__(self) -> Ingest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish(remove=not self._keep)
+
+
+class ContentStore:
+    """Blobs by digest below `root`. Thread-safe; one process at a time."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._root = Path(root)
+        self._ingests = self._root / "ingest"
+        for folder in (self._root / "blobs" / "sha256", self._root / "blobs" / "sha512", self._ingests):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = threading.Lock()  # leases, open ingests, and the moment a blob appears or goes
+        self._collecting = threading.Lock()
+        self._leases: set[Lease] = set()
+        self._spared: set[str] | None = None  # digests leased or committed since the running collection began
+        self._open: set[Path] = set()
+        for folder in self._ingests.iterdir():
+            if not (folder / "ref").exists():
+                remove_tree(folder)
+
+    # --- reading
+
+    def path(self, digest: str) -> Path:
+        """Return where a blob is, or would be."""
+        algorithm, digits = digests.parse(digest)
+        return self._root / "blobs" / algorithm / digits
+
+    def has(self, digest: str) -> bool:
+        """Tell whether a blob is here."""
+        return os.path.exists(self.path(digest))
+
+    def size(self, digest: str) -> int:
+        """Return a blob's size; NotFound if it is not here."""
+        try:
+            return os.stat(self.path(digest)).st_size
+        except FileNotFoundError:
+            raise NotFound(f"content {digest}: not found") from None
+
+    def open(self, digest: str) -> BinaryIO:
+        """Open a blob for unbuffered reading; NotFound if it is not here."""
+        try:
+            return open(self.path(digest), "rb", buffering=0)
+        except FileNotFoundError:
+            raise NotFound(f"content {digest}: not found") from None
+
+    def read(self, digest: str, *, limit: int = 8 << 20) -> bytes:
+        """Return a small blob (a manifest, a config), its digest checked again.
+
+        InvalidParameter if it is larger than `limit` or was changed on disk.
+        """
+        with self.open(digest) as file:
+            data = file.read(limit + 1)
+            while len(data) <= limit and (more := file.read(limit + 1 - len(data))):
+                data += more
+        if len(data) > limit:
+            raise InvalidParameter(f"content {digest} is larger than {limit} bytes")
+        check = digests.hasher(digest)
+        check.update(data)
+        if check.hexdigest() != digests.parse(digest)[1]:
+            raise InvalidParameter(f"content {digest} was changed on disk: remove it and load or pull it again")
+        return data
+
+    def walk(self) -> Iterator[tuple[str, int]]:
+        """Yield (digest, size) of every blob."""
+        for algorithm in ("sha256", "sha512"):
+            for entry in os.scandir(self._root / "blobs" / algorithm):
+                with contextlib.suppress(FileNotFoundError):
+                    yield f"{algorithm}:{entry.name}", entry.stat().st_size
+
+    # --- writing
+
+    def lease(self) -> Lease:
+        """Open a lease; close it when the records that reference its digests are written."""
+        lease = Lease(self)
+        with self._lock:
+            self._leases.add(lease)
+        return lease
+
+    def ingest(self, *, expected: str | None = None, ref: str | None = None, lease: Lease | None = None) -> Ingest:
+        """Begin a blob; `expected` is the digest that it must have.
+
+        With `ref`, what has arrived survives the process and a later ingest of that ref goes on at its
+        `offset`. Conflict if an ingest of that ref is open.
+        """
+        if expected is not None:
+            digests.parse(expected)
+        name = secrets.token_hex(8) if ref is None else hashlib.sha256(ref.encode()).hexdigest()
+        folder = self._ingests / name
+        with self._lock:
+            if folder in self._open:
+                raise Conflict(f"content for {ref} is being written already")
+            self._open.add(folder)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if ref is not None:
+                write_atomic(folder / "ref", ref.encode(), durable=False)
+            return Ingest(self, folder, expected, lease, keep=ref is not None)
+        except BaseException:
+            self._close_ingest(folder, remove=ref is None)
+            raise
+
+    def put(self, data: bytes, *, lease: Lease | None = None, expected: str | None = None) -> str:
+        """Store a small blob; return its digest."""
+        digest = expected or digests.of(data)
+        if lease is not None and lease.add(digest):
+            check = digests.hasher(digest)
+            check.update(data)
+            if check.hexdigest() == digests.parse(digest)[1]:
+                return digest
+        with self.ingest(expected=digest, lease=lease) as ingest:
+            ingest.write(data)
+            return ingest.commit()
+
+    # --- removal
+
+    def delete(self, digest: str) -> int:
+        """Remove a blob, leased or not (it proved damaged); return its size, 0 if it was not here."""
+        try:
+            size = os.stat(path := self.path(digest)).st_size
+            os.unlink(path)
+        except FileNotFoundError:
+            return 0
+        return size
+
+    def collect(self, mark: Callable[[], set[str]]) -> tuple[int, int]:
+        """Remove every blob that `mark()` does not return and no lease covers; return (count, bytes).
+
+        `mark` runs after the collection has begun, so what it misses because it was just being written is spared.
+        """
+        with self._collecting:
+            with self._lock:
+                self._spared = {digest for lease in self._leases for digest in lease.digests}
+            try:
+                return self._sweep(mark())
+            finally:
+                with self._lock:
+                    self._spared = None
+
+    def _sweep(self, live: set[str]) -> tuple[int, int]:
+        count = freed = 0
+        for digest, size in list(self.walk()):
+            if digest in live:
+                continue
+            with self._lock:
+                if self._spared is not None and digest not in self._spared:
+                    os.unlink(self.path(digest))
+                    count, freed = count + 1, freed + size
+        return count, freed
+
+    # --- for Lease and Ingest
+
+    def _protect(self, lease: Lease, digest: str) -> bool:
+        with self._lock:
+            lease.digests.add(digest)
+            if self._spared is not None:
+                self._spared.add(digest)
+            return self.has(digest)
+
+    def _release(self, lease: Lease) -> None:
+        with self._lock:
+            self._leases.discard(lease)
+
+    def _adopt(self, digest: str, lease: Lease | None) -> bool:
+        """Protect a finished blob for its writer; tell whether the store has it already."""
+        with self._lock:
+            if lease is not None:
+                lease.digests.add(digest)
+            if self._spared is not None:
+                self._spared.add(digest)
+            return self.has(digest)
+
+    def _install(self, data: Path, digest: str) -> None:
+        target = self.path(digest)
+        os.rename(data, target)
+        sync_directory(target.parent)
+
+    def _close_ingest(self, folder: Path, *, remove: bool) -> None:
+        with self._lock:
+            self._open.discard(folder)
+            if remove:
+                remove_tree(folder)

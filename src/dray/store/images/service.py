@@ -1,0 +1,372 @@
+"""The image store as the engine sees it: resolve, list, tag, delete, and the collection of what nobody needs.
+
+All methods are synchronous and thread-safe. `resolve` of a known image takes microseconds; what reads much or
+deletes (`delete`, `collect`, `ensure_unpacked`, `repair`) belongs off the event loop.
+
+Whatever writes blobs and then names (load, pull, import, build) does so inside `hold()`: until it ends, nothing
+that it writes is collected, neither blobs nor layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from dray.base import reference
+from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
+from dray.base.records import Records
+from dray.oci.image import Descriptor, ImageConfig
+from dray.oci.platform import Platform
+from dray.store.content import ContentStore, Lease
+from dray.store.images import deletion
+from dray.store.images.model import DANGLING, Image, ImageUser
+from dray.store.images.names import Names, no_such_image
+from dray.store.images.reading import Found, Reading
+from dray.store.snapshots import Progress, Snapshots
+
+# Told (action, image id or name, attributes) after the fact; actions are the Engine API's.
+Listener = Callable[[str, str, Mapping[str, str]], None]
+Users = Callable[[str], Sequence[ImageUser]]
+
+
+def _silent(action: str, actor: str, attributes: Mapping[str, str]) -> None:
+    """Hear nothing."""
+
+
+class Images:
+    """Images over one content store and one storage driver."""
+
+    def __init__(
+        self, records: Records, content: ContentStore, snapshots: Snapshots, *, on_event: Listener = _silent
+    ) -> None:
+        self.content = content
+        self.snapshots = snapshots
+        self.on_event = on_event
+        self._records = records
+        self._names = Names(records)
+        self._reading = Reading(content)
+        self._cache: dict[tuple[str, str], Image] = {}
+        self._cached_generation = -1
+        self._lock = threading.Lock()
+        self._holding = threading.Lock()
+        self._holds = 0
+        self._roots: list[Callable[[], set[str]]] = []
+
+    # --- reading
+
+    def resolve(self, word: str, platform: Platform | None = None) -> Image:
+        """Return the image that a name, an id or the beginning of an id stands for, seen through `platform`.
+
+        NotFound (`No such image: name:tag`) if there is none, or none for that platform.
+        """
+        target, name = self._names.find(word)
+        try:
+            return dataclasses.replace(self._image(target, platform), name=name)
+        except NotFound:
+            if platform is None:
+                raise no_such_image(word) from None
+            raise NotFound(
+                f"image with reference {word} was found but does not provide the specified platform ({platform})"
+            ) from None
+
+    def _image(self, target: Descriptor, platform: Platform | None) -> Image:
+        key = (target.digest, str(platform or ""))
+        with self._lock:
+            if self._cached_generation != self._names.generation:
+                self._cache.clear()
+                self._cached_generation = self._names.generation
+            image = self._cache.get(key)
+        if image is None:
+            image = self._read(target, platform)
+            with self._lock:
+                self._cache[key] = image
+        return image
+
+    def _read(self, target: Descriptor, platform: Platform | None) -> Image:
+        found = self._reading.choose(target, platform)
+        summaries = self._reading.summaries(target, self.snapshots)
+        blobs = {blob.digest: blob.size for blob in self._reading.blobs(target) if self.content.has(blob.digest)}
+        chains = {key for item in self._chains(target) for key in item if self.snapshots.exists(key)}
+        config = found.config
+        return self._named(
+            target,
+            manifest=found.descriptor.digest,
+            config_digest=found.manifest.config.digest,
+            config=config,
+            platform=found.platform,
+            diff_ids=tuple(config.rootfs.diff_ids or ()),
+            chain_ids=tuple(found.chain),
+            created=config.created or "",
+            content_size=sum(blobs.values()),
+            unpacked_size=sum(self.snapshots.usage(key).size for key in chains),
+            labels=dict((config.config.labels if config.config else None) or {}),
+            manifests=tuple(summaries),
+        )
+
+    def _named(self, target: Descriptor, **fields: object) -> Image:
+        names = [reference.parse(name) for name in self._names.of(target.digest) if not name.startswith(DANGLING)]
+        digests = {f"{name.familiar_name}@{target.digest}": None for name in names}
+        return Image(
+            id=target.digest,
+            target=target,
+            tags=tuple(name.familiar for name in names if name.tag),
+            digests=tuple(digests),
+            tagged_at=self._names.tagged_at(target.digest),
+            **fields,  # type: ignore[arg-type]
+        )
+
+    def _broken(self, target: Descriptor) -> Image:
+        """Show an image whose content is gone or damaged, so that it can be deleted."""
+        return self._named(
+            target, manifest=target.digest, config_digest="", config=ImageConfig(), platform=Platform()
+        )  # fmt: skip
+
+    def _chains(self, target: Descriptor) -> Iterator[list[str]]:
+        for found in self.founds(target):
+            yield found.chain
+
+    def raw_config(self, image: Image) -> bytes:
+        """Return an image's config as it is stored."""
+        return self.content.read(image.config_digest)
+
+    def history(self, image: Image) -> list[dict[str, object]]:
+        """Return the Engine API's history, newest step first; `created` as the config has it (RFC 3339)."""
+        steps: list[dict[str, object]] = []
+        chain = iter(image.chain_ids)
+        for item in image.config.history or ():
+            key = None if item.empty_layer else next(chain, None)
+            size = self.snapshots.usage(key).size if key and self.snapshots.exists(key) else 0
+            steps.append(
+                {
+                    "Id": "<missing>",
+                    "created": item.created or "",
+                    "CreatedBy": item.created_by or "",
+                    "Tags": None,
+                    "Size": size,
+                    "Comment": item.comment or "",
+                }
+            )
+        if steps:
+            steps[-1] |= {"Id": image.id, "Tags": list(image.tags) or None}
+        return steps[::-1]
+
+    def children(self, image: Image) -> list[Image]:
+        """Return the images that stand on all layers of this one and have more."""
+        count = len(image.diff_ids)
+        return [
+            other
+            for other in self.list()
+            if other.id != image.id
+            and len(other.diff_ids) > count > 0
+            and other.diff_ids[:count] == image.diff_ids
+        ]
+
+    def parents(self, image: Image) -> list[Image]:
+        """Return the images that this one stands on, nearest first."""
+        below = [
+            other
+            for other in self.list()
+            if other.id != image.id
+            and 0 < len(other.diff_ids) < len(image.diff_ids)
+            and image.diff_ids[: len(other.diff_ids)] == other.diff_ids
+        ]
+        return sorted(below, key=lambda other: len(other.diff_ids), reverse=True)
+
+    # --- naming
+
+    def tag(self, source: str, target: str) -> Image:
+        """Give an image one more name; the name's former image stays, perhaps as `<none>`."""
+        descriptor, _ = self._names.find(source)
+        parsed = reference.parse(target)
+        if parsed.digest is not None:
+            raise InvalidParameter("refusing to create a tag with a digest reference")
+        name = parsed.tagged()
+        self._names.put([name.canonical], descriptor)
+        image = self.resolve(name.canonical)
+        self.notify("tag", image, name=name.familiar)
+        return image
+
+    def put(self, names: Sequence[str], target: Descriptor) -> Image:
+        """Name a target that has just been written (canonical names; none: dangling), durably."""
+        self._names.put(names, target)
+        self._records.sync()
+        return self._image(target, None)
+
+    def notify(self, action: str, image: Image, *, name: str | None = None) -> None:
+        """Tell the listener; attributes are the image's labels and its name, as Docker's are."""
+        attributes = dict(image.labels)
+        attributes["name"] = name if name is not None else image.id
+        self.on_event(action, image.id, attributes)
+
+    # --- layers
+
+    def choose(self, target: Descriptor, platform: Platform | None = None) -> Found:
+        """Return a target's manifest for a platform (None: the best for this host); NotFound if it has none."""
+        return self._reading.choose(target, platform)
+
+    def founds(self, target: Descriptor) -> Iterator[Found]:
+        """Yield every image manifest of a target that can be read."""
+        for descriptor in self._reading.manifests(target):
+            with contextlib.suppress(DrayError):
+                yield self._reading.found(descriptor)
+
+    def blobs(self, target: Descriptor) -> Iterator[Descriptor]:
+        """Yield every descriptor that a target leads to, itself included, here or not."""
+        return self._reading.blobs(target)
+
+    def complete(self, target: Descriptor) -> bool:
+        """Tell whether, of every manifest of a target that is here, all other content is here too.
+
+        An index may name manifests that are not (an archive of one platform of many).
+        """
+        here = (item for item in self._reading.manifests(target) if self.content.has(item.digest))
+        return all(self.content.has(blob.digest) for item in here for blob in self._reading.blobs(item))
+
+    def unpack(self, target: Descriptor, platform: Platform, progress: Progress | None = None) -> None:
+        """Unpack a target's layers for `platform`, if it has that platform; to be called inside `hold`."""
+        with contextlib.suppress(NotFound):
+            found = self._reading.choose(target, platform)
+            self.snapshots.unpack(self._reading.layer_sources(found), progress)
+
+    def ensure_unpacked(self, image: Image, progress: Progress | None = None) -> None:
+        """Unpack the layers of an image that are not unpacked; returns at once if they are.
+
+        NotFound if their blobs are not here (another platform's, which was never fetched).
+        """
+        if image.chain_id is None or self.snapshots.exists(image.chain_id):
+            return
+        found = self._reading.found(Descriptor(digest=image.manifest, size=0))
+        with self.hold():
+            self.snapshots.unpack(self._reading.layer_sources(found), progress)
+            self._changed()
+
+    def _changed(self) -> None:
+        """Sizes have changed: make images anew."""
+        with self._lock:
+            self._cached_generation = -1
+
+    def repair(self) -> None:
+        """At start: unpack anew what a power loss has taken from under containers, and collect leftovers."""
+        wanted = {info.parent for info in self.snapshots.list() if info.parent}
+        missing = {key for key in wanted if not self.snapshots.exists(key)}
+        for target in self._names.targets().values() if missing else ():
+            for descriptor in self._reading.manifests(target):
+                with contextlib.suppress(DrayError):
+                    found = self._reading.found(descriptor)
+                    if missing & set(found.chain):
+                        self.snapshots.unpack(self._reading.layer_sources(found))
+        self.collect()
+
+    # --- removal
+
+    def delete(self, word: str, *, force: bool = False, prune: bool = True, in_use: Users) -> list[dict[str, str]]:
+        """Remove a name or an image; return the Engine API's list of `Untagged` and `Deleted`.
+
+        `in_use(id)` tells the containers of an image. Conflict in Docker's words where something stands in the way.
+        """
+        target, name = self._names.find(word)
+        try:
+            image = self._image(target, None)
+        except DrayError:
+            image = self._broken(target)
+        names = self._names.of(target.digest)
+        users = list(in_use(image.id))
+        plan = deletion.plan(image.id, name, names, users, force=force)
+        if isinstance(plan, Conflict):
+            raise plan
+        lines = self._take(image, plan)
+        if plan.whole and prune:
+            lines += self._prune_parents(image, in_use)
+        if plan.whole:
+            self.collect()
+        self._records.sync()
+        return lines
+
+    def _take(self, image: Image, plan: deletion.Plan) -> list[dict[str, str]]:
+        """Carry out a plan; tell what happened."""
+        self._names.remove(plan.names, keep_image=not plan.whole)
+        lines = []
+        for gone in plan.names:
+            if not gone.startswith(DANGLING):
+                shown = reference.parse(gone).familiar
+                lines.append({"Untagged": shown})
+                self.notify("untag", image, name=shown)
+        if plan.whole:
+            lines.append({"Deleted": image.id})
+            self.notify("delete", image)
+        return lines
+
+    def _prune_parents(self, image: Image, in_use: Users) -> list[dict[str, str]]:
+        lines = []
+        for parent in self.parents(image):
+            if not parent.dangling or self.children(parent) or in_use(parent.id):
+                break
+            plan = deletion.Plan(tuple(self._names.of(parent.id)), whole=True)
+            lines += self._take(parent, plan)
+        return lines
+
+    def add_roots(self, roots: Callable[[], set[str]]) -> None:
+        """Let somebody else (a build cache) name digests that must stay."""
+        self._roots.append(roots)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[Lease]:
+        """Keep everything that is written inside from being collected; yields the lease for the blobs."""
+        with self._holding:
+            self._holds += 1
+        try:
+            with self.content.lease() as lease:
+                yield lease
+        finally:
+            with self._holding:
+                self._holds -= 1
+
+    def collect(self) -> int:
+        """Remove blobs and layers that nothing refers to; return the bytes of blobs freed.
+
+        Layers stay while a hold is open: they have no name yet. The next collection takes them.
+        """
+        _, freed = self.content.collect(self._live)
+        with self._holding:
+            if self._holds == 0:
+                self._collect_layers()
+        self._reading.forget()
+        self._changed()
+        return freed
+
+    def _live(self) -> set[str]:
+        live: set[str] = set()
+        for target in self._names.targets().values():
+            live.update(blob.digest for blob in self._reading.blobs(target))
+        for roots in self._roots:
+            live |= roots()
+        return live
+
+    def _collect_layers(self) -> None:
+        wanted = {
+            key for target in self._names.targets().values() for chain in self._chains(target) for key in chain
+        }
+        infos = self.snapshots.list()
+        # A child goes before its parent, so remove from the top until nothing more can go.
+        loose = {info.key for info in infos if info.kind == "committed" and info.key not in wanted}
+        while True:
+            under = {info.parent for info in self.snapshots.list()}
+            removable = loose - under
+            if not removable:
+                return
+            for key in removable:
+                with contextlib.suppress(Conflict, NotFound):
+                    self.snapshots.remove(key)
+            loose -= removable
+
+    def list(self) -> list[Image]:
+        """Return all images, newest first."""
+        images = []
+        for target in self._names.targets().values():
+            try:
+                images.append(self._image(target, None))
+            except DrayError:
+                images.append(self._broken(target))
+        return sorted(images, key=lambda image: (image.created, image.id), reverse=True)

@@ -1,0 +1,1 @@
+"""Layers: reading tars, unpacking them into directories, finding what changed, writing tars."""

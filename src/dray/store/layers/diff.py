@@ -1,0 +1,178 @@
+"""What a container has changed, and a layer tar of it.
+
+`docker diff` words: A added, C changed, D deleted; a directory that something was changed in counts as changed
+itself. Deletions are told by their topmost path.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dray.store.layers.lower import LowerLayers, is_opaque, is_whiteout
+from dray.store.layers.tarwriter import END, TreeWriter, whiteout
+from dray.store.snapshots import Change
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def overlay_changes(upper: str | os.PathLike[str], below: Sequence[str]) -> list[Change]:
+    """Return how the upper directory of an overlay changes the layers `below` (highest first)."""
+    found: list[Change] = []
+    lower = LowerLayers(below)
+    root = os.open(upper, _DIRECTORY)
+    try:
+        _compare(root, b"", lower, found)
+    finally:
+        os.close(root)
+    return sorted(found, key=lambda change: change.path)
+
+
+def _below(lower: LowerLayers, path: bytes) -> os.stat_result | None:
+    place = lower.find(path)
+    if place is None:
+        return None
+    try:
+        return os.lstat(place[1], dir_fd=place[0]) if place[2] == path else None
+    finally:
+        os.close(place[0])
+
+
+def _compare(fd: int, path: bytes, lower: LowerLayers, found: list[Change]) -> None:
+    hidden = is_opaque(fd)
+    names = sorted(map(os.fsencode, os.listdir(fd)))
+    for name in names:
+        child = path + b"/" + name if path else name
+        status = os.lstat(name, dir_fd=fd)
+        old = _below(lower, child)
+        shown = "/" + os.fsdecode(child)
+        if is_whiteout(status):
+            if old is not None:
+                found.append(Change(shown, "D"))
+            continue
+        if not stat.S_ISDIR(status.st_mode):
+            found.append(Change(shown, "A" if old is None else "C"))
+            continue
+        before = len(found)
+        below = os.open(name, _DIRECTORY, dir_fd=fd)
+        try:
+            _compare(below, child, lower, found)
+        finally:
+            os.close(below)
+        if old is None:
+            found.append(Change(shown, "A"))
+        elif len(found) > before or not _same_directory(status, old):
+            found.append(Change(shown, "C"))
+    if hidden and path:
+        present = set(names)
+        gone = [name for name in _merged_names(lower, path) if name not in present]
+        found += [Change("/" + os.fsdecode(path + b"/" + name), "D") for name in gone]
+
+
+def _same_directory(new: os.stat_result, old: os.stat_result) -> bool:
+    return (new.st_mode, new.st_uid, new.st_gid, new.st_mtime_ns) == (
+        old.st_mode,
+        old.st_uid,
+        old.st_gid,
+        old.st_mtime_ns,
+    )
+
+
+def _merged_names(lower: LowerLayers, path: bytes) -> list[bytes]:
+    """Return the names in the directory `path` as the lower layers together show it."""
+    names: set[bytes] = set()
+    for directory in lower.directories:
+        one = LowerLayers([directory]).find(path)
+        if one is None:
+            continue
+        try:
+            status = os.lstat(one[1], dir_fd=one[0])
+            if stat.S_ISDIR(status.st_mode):
+                fd = os.open(one[1], _DIRECTORY, dir_fd=one[0])
+                try:
+                    names.update(map(os.fsencode, os.listdir(fd)))
+                finally:
+                    os.close(fd)
+        finally:
+            os.close(one[0])
+    return sorted(name for name in names if _below(lower, path + b"/" + name) is not None)
+
+
+def tree_changes(new: str | os.PathLike[str], old: str | os.PathLike[str] | None) -> list[Change]:
+    """Return how one whole tree differs from another (None: an empty one), by metadata."""
+    found: list[Change] = []
+    _compare_trees(Path(new), Path(old) if old else None, "", found)
+    return sorted(found, key=lambda change: change.path)
+
+
+def _entries(folder: Path | None) -> dict[str, os.stat_result]:
+    if folder is None:
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+
+
+def _compare_trees(new: Path, old: Path | None, path: str, found: list[Change]) -> None:
+    here, there = _entries(new), _entries(old)
+    for name, status in here.items():
+        before, was = len(found), there.get(name)
+        directory = stat.S_ISDIR(status.st_mode)
+        kept = was is not None and stat.S_ISDIR(was.st_mode)
+        if directory:
+            _compare_trees(new / name, old / name if old and kept else None, f"{path}/{name}", found)
+        if was is None:
+            found.append(Change(f"{path}/{name}", "A"))
+        elif len(found) > before or not _same_file(status, was):
+            found.append(Change(f"{path}/{name}", "C"))
+    found += [Change(f"{path}/{name}", "D") for name in there.keys() - here.keys()]
+
+
+def _same_file(new: os.stat_result, old: os.stat_result) -> bool:
+    size = (0, 0) if stat.S_ISDIR(new.st_mode) else (new.st_size, old.st_size)
+    return _same_directory(new, old) and size[0] == size[1] and new.st_rdev == old.st_rdev
+
+
+def write_layer(upper: str | os.PathLike[str], changes: Sequence[Change]) -> Iterator[bytes]:
+    """Yield the layer tar of `changes`, whose added and changed files lie in `upper`."""
+    root = os.open(upper, _DIRECTORY)
+    writer = TreeWriter()
+    try:
+        for change in sorted(changes, key=lambda change: os.fsencode(change.path)):
+            path = os.fsencode(change.path).lstrip(b"/")
+            if change.kind == "D":
+                yield whiteout(path)
+                continue
+            above, _, base = path.rpartition(b"/")
+            parent = os.open(above, _DIRECTORY, dir_fd=root) if above else os.dup(root)
+            try:
+                yield from writer.entry(parent, base, path)
+            finally:
+                os.close(parent)
+        yield END
+    finally:
+        os.close(root)
+
+
+def write_tree(directory: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Yield a whole tree as a tar, in the order of names (`docker export` of a mounted root file system)."""
+    writer = TreeWriter()
+
+    def walk(fd: int, path: bytes) -> Iterator[bytes]:
+        for name in sorted(map(os.fsencode, os.listdir(fd))):
+            child = path + b"/" + name if path else name
+            yield from writer.entry(fd, name, child)
+            if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+                below = os.open(name, _DIRECTORY, dir_fd=fd)
+                try:
+                    yield from walk(below, child)
+                finally:
+                    os.close(below)
+
+    root = os.open(directory, _DIRECTORY)
+    try:
+        yield from walk(root, b"")
+        yield END
+    finally:
+        os.close(root)

@@ -1,0 +1,280 @@
+"""The overlay2 storage driver: a layer is a directory, a container one more on top of them.
+
+    <root>/                       0700: nobody else can walk into any layer (CVE-2021-41091)
+        <folder>/diff/            a layer's files, or what a container has written
+        <folder>/work/            overlayfs's own (active snapshots only)
+        <folder>/                 a blank, made ahead: making directories is what takes time in `prepare`
+        l/<folder>                -> ../<folder>/diff, short names for mount options
+        trash/                    see `trash`
+
+The root of a mounted overlay shows the attributes of its highest directory, so a container's `diff` takes those of
+the layer below. Mounts are only described here (`runtime.model.Mount`) and made in the container's own mount
+namespace. Layers of one image are unpacked in parallel, see `layers.extract` for what has to be done in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.records import Records
+from dray.linux.trees import copy_xattrs, remove_path, tree_usage
+from dray.runtime.model import Mount
+from dray.store.layers.extract import Applied, NeedsLower
+from dray.store.layers.lower import LowerLayers, adopt
+from dray.store.layers.unpack import unpack_layer
+from dray.store.ledger import Ledger
+from dray.store.snapshots import Change, Info, LayerRecord, LayerSource, Progress, SnapshotRecord, Usage, check_key
+
+_ROOT_MODE = 0o755  # of a file system that no layer says anything about, whatever the umask is
+_SPARES = 8
+_PARAMETERS = Path("/sys/module/overlay/parameters")
+
+
+def _fixed_options() -> tuple[str, ...]:
+    """Turn off what would make the upper directory more than a plain record of changes, where a kernel has it on."""
+    options = []
+    for name in ("index", "metacopy", "redirect_dir"):
+        with contextlib.suppress(OSError):
+            if (_PARAMETERS / name).read_text().strip() == "Y":
+                options.append(f"{name}=off")
+    return tuple(options)
+
+
+class Overlay:
+    """`snapshots.Snapshots` over overlayfs."""
+
+    name = "overlay2"
+
+    def __init__(self, root: str | os.PathLike[str], records: Records) -> None:
+        self._root = Path(root).absolute()
+        if set(":,\\") & set(str(self._root)):
+            raise InvalidParameter(
+                f"{self._root}: overlay2 needs a data root without ':', ',' and backslash in it"
+            )
+        self._ledger = Ledger(self._root, records, self.name, own=("l",))
+        self._links = self._root / "l"
+        self._links.mkdir(mode=0o700, exist_ok=True)
+        known = self._ledger.folders()
+        for name in os.listdir(self._links):
+            if name not in known:
+                os.unlink(self._links / name)
+        self._options = _fixed_options()
+        self._spares: deque[str] = deque()
+        self._unpacking = threading.Lock()
+
+    def close(self) -> None:
+        """Stop background work."""
+        self._ledger.close()
+
+    def settle(self) -> None:
+        """Make unpacked layers durable (see `ledger`)."""
+        self._ledger.settle()
+
+    def empty_trash(self) -> None:
+        """Wait until what was removed is deleted."""
+        self._ledger.trash.empty()
+
+    # --- active snapshots
+
+    def prepare(self, key: str, parent: str | None, *, read_only: bool = False) -> list[Mount]:
+        """See `Snapshots`."""
+        check_key(key)
+        if key in self._ledger.snapshots:
+            raise Conflict(f"snapshot {key} already exists")
+        lower = self._ledger.chain(parent)
+        try:
+            name = self._spares.popleft()
+        except IndexError:
+            name = self._blank()
+        record = SnapshotRecord(name, parent, read_only)
+        try:
+            self._shape(name, lower)
+            self._ledger.add_snapshot(key, record)
+        except BaseException:
+            self._discard(record.folder)
+            raise
+        self._ledger.trash.later(self._refill)
+        return self._describe(record)
+
+    def _blank(self) -> str:
+        """Make the directories of a snapshot that is not anybody's yet."""
+        name = self._ledger.folder()
+        folder = f"{self._root}/{name}"
+        for path, mode in ((folder, 0o700), (folder + "/diff", _ROOT_MODE), (folder + "/work", 0o700)):
+            os.mkdir(path, mode)
+        return name
+
+    def _refill(self) -> None:
+        """Keep a few blanks, made while nobody waits. A crash leaves them to the next start, which removes them."""
+        while len(self._spares) < _SPARES:
+            try:
+                self._spares.append(self._blank())
+            except OSError:
+                return  # a full disk is reported to whoever asks for a snapshot
+
+    def _shape(self, name: str, lower: Sequence[LayerRecord]) -> None:
+        """Give a snapshot's `diff` the attributes of the root that its mount is to show: those of the layer below."""
+        diff = f"{self._root}/{name}/diff"
+        if not lower:
+            os.chmod(diff, _ROOT_MODE)
+            return
+        model = f"{self._root}/{lower[0].folder}/diff"
+        status = os.stat(model)
+        if status.st_uid or status.st_gid:
+            os.chown(diff, status.st_uid, status.st_gid)
+        os.chmod(diff, stat.S_IMODE(status.st_mode))
+        copy_xattrs(os.fsencode(model), os.fsencode(diff))
+
+    def _link(self, name: str) -> None:
+        """Give a layer its short name."""
+        os.symlink(f"../{name}/diff", f"{self._links}/{name}")
+
+    def _discard(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._links / name)
+        with contextlib.suppress(FileNotFoundError):
+            self._ledger.trash.throw(self._root / name)
+
+    def mounts(self, key: str) -> list[Mount]:
+        """See `Snapshots`."""
+        record = self._ledger.snapshots.get(key)
+        if record is not None:
+            return self._describe(record)
+        layer = self._ledger.layer(key)
+        return self._describe(SnapshotRecord(layer.folder, None if layer.cut else layer.parent, read_only=True))
+
+    def _describe(self, record: SnapshotRecord) -> list[Mount]:
+        lower = [f"{self._links}/{layer.folder}" for layer in self._ledger.chain(record.parent)]
+        diff, work = f"{self._root}/{record.folder}/diff", f"{self._root}/{record.folder}/work"
+        if not lower:
+            return [Mount("bind", diff, ("rbind", "ro" if record.read_only else "rw"))]
+        if record.read_only:
+            return [Mount("overlay", "overlay", (f"lowerdir={':'.join([diff, *lower])}", *self._options, "ro"))]
+        if not os.path.isdir(work):
+            self._restore(record)
+        options = (f"lowerdir={':'.join(lower)}", f"upperdir={diff}", f"workdir={work}", *self._options)
+        return [Mount("overlay", "overlay", options)]
+
+    def _restore(self, record: SnapshotRecord) -> None:
+        """Make the directories of a snapshot again that a power loss took before they were on disk."""
+        folder = self._root / record.folder
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / "work").mkdir(mode=0o700, exist_ok=True)
+        if not (folder / "diff").is_dir():
+            (folder / "diff").mkdir(mode=_ROOT_MODE)
+            self._shape(record.folder, self._ledger.chain(record.parent))
+
+    def upper(self, key: str) -> Path:
+        """See `Snapshots`."""
+        record = self._ledger.snapshots.get(key) or self._ledger.layer(key)
+        return self._root / record.folder / "diff"
+
+    # --- layers
+
+    def unpack(self, layers: Sequence[LayerSource], progress: Progress | None = None) -> None:
+        """See `Snapshots`. One image at a time: its layers already use every processor."""
+        with self._unpacking:
+            missing = [layer for layer in layers if layer.chain_id not in self._ledger.layers]
+            if not missing:
+                return
+            folders = {layer.chain_id: self._ledger.folder() for layer in missing}
+            try:
+                self._unpack(missing, folders, progress)
+            except BaseException:
+                for chain_id, name in folders.items():
+                    if chain_id not in self._ledger.layers:
+                        self._discard(name)
+                raise
+
+    def _unpack(self, missing: list[LayerSource], folders: dict[str, str], progress: Progress | None) -> None:
+        def one(layer: LayerSource, lower: LowerLayers | None = None) -> Applied | None:
+            folder = f"{self._root}/{folders[layer.chain_id]}"
+            os.mkdir(folder, 0o700)
+            os.mkdir(folder + "/diff", _ROOT_MODE)
+            self._shape(folders[layer.chain_id], ())
+
+            def tell(done: int) -> None:
+                if progress:
+                    progress(layer.chain_id, done, layer.size)
+
+            try:
+                return unpack_layer(layer, folder + "/diff", overlay=True, lower=lower, tell=tell)
+            except NeedsLower:
+                remove_path(folder)
+                return None
+
+        if len(missing) == 1:
+            results = [one(missing[0])]
+        else:
+            with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
+                futures = [pool.submit(one, layer) for layer in missing]
+                try:
+                    results = [future.result() for future in futures]
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+        for layer, result in zip(missing, results, strict=True):
+            below = [str(self._root / record.folder / "diff") for record in self._ledger.chain(layer.parent)]
+            applied = result or one(layer, LowerLayers(below))
+            assert applied is not None
+            self._enter(layer, folders[layer.chain_id], applied, below)
+
+    def _enter(self, layer: LayerSource, folder: str, applied: Applied, below: list[str]) -> None:
+        """Finish an unpacked layer in order, and let it be known."""
+        adopt(self._root / folder / "diff", applied, below)
+        record = LayerRecord(
+            folder, layer.diff_id, layer.parent, applied.size, applied.inodes, cut=applied.opaque_root
+        )  # fmt: skip
+        self._link(folder)
+        if not self._ledger.add_layer(layer.chain_id, record):
+            self._discard(folder)
+
+    def commit(self, key: str, chain_id: str, diff_id: str) -> None:
+        """See `Snapshots`."""
+        snapshot = self._ledger.snapshots.get(key)
+        if snapshot is None:
+            raise NotFound(f"snapshot {key} does not exist: not found")
+        size, inodes = tree_usage(self._root / snapshot.folder / "diff")
+        record = LayerRecord(snapshot.folder, diff_id, snapshot.parent, size, inodes)
+        self._link(snapshot.folder)
+        if not self._ledger.add_layer(chain_id, record, instead_of=key):
+            self.remove(key)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._ledger.trash.throw(self._root / snapshot.folder / "work")
+
+    def remove(self, key: str) -> None:
+        """See `Snapshots`."""
+        self._discard(self._ledger.drop(key))
+
+    # --- what is there
+
+    def exists(self, key: str) -> bool:
+        """See `Snapshots`."""
+        return key in self._ledger.snapshots or key in self._ledger.layers
+
+    def usage(self, key: str) -> Usage:
+        """See `Snapshots`."""
+        layer = self._ledger.layers.get(key)
+        if layer is not None:
+            return Usage(layer.size, layer.inodes)
+        return Usage(*tree_usage(self.upper(key)))
+
+    def changes(self, key: str) -> list[Change]:
+        """See `Snapshots`."""
+        from dray.store.layers.diff import overlay_changes
+
+        lower = self._ledger.chain(self._ledger.parent(key))
+        return overlay_changes(self.upper(key), [str(self._root / layer.folder / "diff") for layer in lower])
+
+    def list(self) -> list[Info]:
+        """See `Snapshots`."""
+        return self._ledger.list()

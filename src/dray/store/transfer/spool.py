@@ -1,0 +1,118 @@
+"""Reading an image archive from a stream that can be read only once.
+
+Every file goes into the content store while it passes by, whatever it turns out to be: its name says which digest
+it must have (`blobs/sha256/<hex>`) or none. Nothing of it is named in the image store until the archive has been
+read to its end, so an interrupted load leaves nothing that is listed; the blobs it left are collected.
+
+Blobs are put on disk by worker threads while the stream is read on.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from dray.base import digest as digests
+from dray.base.errors import InvalidParameter
+from dray.oci.image import Descriptor
+from dray.store.content import ContentStore, Ingest, Lease
+from dray.store.layers.headers import DIRECTORY, LINK, REGULAR, SYMLINK, Entry, TarReader
+from dray.store.layers.stream import Budget, Decompressed, ForwardReader, Readable
+
+_BLOB = re.compile(r"blobs/(sha256|sha512)/([0-9a-f]+)", re.ASCII)
+_MEMBERS = 100_000
+
+
+class Spooled:
+    """The files of an archive: `blobs` by name, and the names that are links to others."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, Descriptor] = {}
+        self.links: dict[str, str] = {}
+
+    def find(self, name: str) -> Descriptor | None:
+        """Return the blob that a name in the archive stands for."""
+        name = posixpath.normpath(name)
+        for _ in range(8):
+            if name in self.blobs:
+                return self.blobs[name]
+            if name not in self.links:
+                break
+            name = self.links[name]
+        match = _BLOB.fullmatch(name)
+        return self._by_digest(f"{match[1]}:{match[2]}") if match else None
+
+    def _by_digest(self, digest: str) -> Descriptor | None:
+        return next((blob for blob in self.blobs.values() if blob.digest == digest), None)
+
+
+def _name(entry: Entry) -> str:
+    name = posixpath.normpath(entry.name.decode("utf-8", "replace").lstrip("/"))
+    if name.startswith("../") or name == "..":
+        raise InvalidParameter(f"invalid archive: {name} leaves it")
+    return name
+
+
+def _link_target(entry: Entry, name: str) -> str:
+    target = entry.linkname.decode("utf-8", "replace")
+    if entry.type == SYMLINK:
+        target = posixpath.join(posixpath.dirname(name), target)
+    return posixpath.normpath(target)
+
+
+def _ingest(tar: TarReader, entry: Entry, ingest: Ingest) -> None:
+    for piece in tar.data(entry):
+        ingest.write(piece)
+
+
+def spool(stream: Readable, content: ContentStore, lease: Lease) -> Spooled:
+    """Read an archive (gzip, zstd, xz, bzip2 or plain) to its end into `content`.
+
+    InvalidParameter for what is no tar, is truncated, or has a blob that its name belies.
+    """
+    spooled = Spooled()
+    budget = Budget(content.path("sha256:" + 64 * "0").parent)
+    chunks = Decompressed(stream, budget, hashed=False, threaded=False)
+    tar = TarReader(ForwardReader(iter(chunks)))
+    written = 0
+    with ThreadPoolExecutor(2, "spool") as pool:
+        commits: list[Future[str]] = []
+        for entry in _members(tar):
+            name = _name(entry)
+            if entry.type in (LINK, SYMLINK):
+                spooled.links[name] = _link_target(entry, name)
+            elif entry.type == REGULAR:
+                if entry.sparse is not None:
+                    raise InvalidParameter(f"invalid archive: {name} is a sparse file")
+                written += entry.size
+                budget.write(written)
+                match = _BLOB.fullmatch(name)
+                expected = f"{match[1]}:{match[2]}" if match else None
+                if expected is not None and not digests.is_digest(expected):
+                    raise InvalidParameter(f"invalid archive: {name} is no digest")
+                ingest = content.ingest(expected=expected, lease=lease)
+                try:
+                    _ingest(tar, entry, ingest)
+                except BaseException:
+                    ingest.abort()
+                    raise
+                spooled.blobs[name] = Descriptor(digest=ingest.digest, size=entry.size)
+                commits.append(pool.submit(ingest.commit, size=entry.size))
+        for commit in commits:
+            commit.result()
+    return spooled
+
+
+def _members(tar: TarReader) -> Iterator[Entry]:
+    count = 0
+    for entry in tar:
+        count += 1
+        if count > _MEMBERS:
+            raise InvalidParameter(f"invalid archive: more than {_MEMBERS} members")
+        if entry.type == DIRECTORY:
+            continue
+        if entry.type not in (REGULAR, LINK, SYMLINK):
+            raise InvalidParameter(f"invalid archive: {_name(entry)} is a device")
+        yield entry

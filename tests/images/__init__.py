@@ -1,0 +1,1 @@
+"""Images of the tests, made from Debian's packages and from nothing else; see `images.cache`."""

@@ -1,0 +1,33 @@
+"""A large image of many layers for loads: text that compresses as programs do, and some that does not.
+
+Deterministic: the bytes come from SHAKE-256 of the file's number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from images.archive import Entry, Image, folder, layer_tar
+
+
+def content(number: int, size: int) -> bytes:
+    """`size` bytes, about half of which compress well."""
+    seed = hashlib.shake_256(b"layer %d" % number).digest(max(1, size // 4))
+    words = b"".join(b"%08x: the quick brown fox\n" % (n * 2654435761 % 2**32) for n in range(size // 64))
+    return (seed + words + seed[: size // 4])[:size].ljust(size, b"\n")
+
+
+def bulk(
+    base: bytes, *, layers: int = 20, files: int = 100, megabytes: int = 520, tag: str = "bulk:latest"
+) -> Image:
+    """`layers` layers over `base`, `megabytes` in all, each layer of `files` files."""
+    each = megabytes * 1_000_000 // layers // files
+    made = [base]
+    for number in range(layers):
+        block = content(number, each * 2)
+        entries = [folder(f"bulk{number}/")]
+        entries += [
+            Entry(f"bulk{number}/file{n}", data=block[n * 37 : n * 37 + each], mode=0o644) for n in range(files)
+        ]
+        made.append(layer_tar(entries))
+    return Image(made, {"Cmd": ["sh"]}, [tag])

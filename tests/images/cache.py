@@ -1,0 +1,84 @@
+"""The archives of the tests, made when missing and kept:
+
+    /var/tmp/dray-test-cache/
+     debs-NAME/           packages as apt fetched them
+     NAME-RECIPE.tar      an archive; RECIPE is a digest of the code that made it
+
+An archive is written under another name and renamed, so what is there is whole. `python -m images.cache` (with
+`tests` on the path) makes them all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from images import archive, bulk, busybox, debian
+from images.archive import Image
+
+FOLDER = Path(os.environ.get("DRAY_TEST_CACHE", "/var/tmp/dray-test-cache"))
+
+
+def _recipe() -> str:
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(here.glob("*.py")):
+        if source.name not in ("cache.py", "hostile.py"):
+            digest.update(source.read_bytes())
+    digest.update(str(busybox.binary().stat().st_size).encode())
+    return digest.hexdigest()[:12]
+
+
+def _made(name: str, images: Callable[[], Sequence[Image]], layout: str = "docker") -> Path:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    target = FOLDER / f"{name}-{_recipe()}.tar"
+    with (FOLDER / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            for old in FOLDER.glob(f"{name}-????????????.tar"):
+                old.unlink()
+            partial = target.with_suffix(".partial")
+            if layout == "docker":
+                archive.write_docker_archive(images(), partial)
+            else:
+                archive.write_oci_layout(images(), partial, compression=layout)
+            partial.rename(target)
+    return target
+
+
+def busybox_archive() -> Path:
+    """busybox:latest and the variants, a Docker archive."""
+    return _made("busybox", lambda: busybox.variants(busybox.base_layer()))
+
+
+def busybox_layout(compression: str = "gzip") -> Path:
+    """One image, `layout:COMPRESSION`, as an OCI layout."""
+
+    def images() -> list[Image]:
+        base = busybox.variants(busybox.base_layer())[1]
+        return [Image(base.layers, base.config, [f"docker.io/library/layout:{compression}"])]
+
+    return _made(f"layout-{compression}", images, compression)
+
+
+def nginx_archive() -> Path:
+    """nginx:latest."""
+    return _made("nginx", lambda: [debian.nginx(FOLDER / "debs-nginx")])
+
+
+def medium_archive() -> Path:
+    """bulk:medium, 60 MB in 12 layers: long enough to be killed in the middle of a load."""
+    return _made("medium", lambda: [bulk.bulk(busybox.base_layer(), layers=12, megabytes=60, tag="bulk:medium")])
+
+
+def bulk_archive() -> Path:
+    """bulk:latest, more than 500 MB in 21 layers."""
+    return _made("bulk", lambda: [bulk.bulk(busybox.base_layer())])
+
+
+if __name__ == "__main__":
+    for make in (busybox_archive, busybox_layout, nginx_archive, medium_archive, bulk_archive):
+        print(make())
