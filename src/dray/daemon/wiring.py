@@ -26,6 +26,7 @@ from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable, ExecVerbs
+from dray.engine.facts import FactFinder
 from dray.engine.health import HealthChecks
 from dray.engine.images import ImageVerbs
 from dray.engine.launch import Launcher
@@ -38,7 +39,7 @@ from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
-from dray.linux.cgroups.capabilities import capabilities
+from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
 from dray.server.backends import Backends
@@ -135,7 +136,7 @@ class House:
         settings = defaults(config)
         self.execs = ExecTable(self.registry, self.events, self.layout)
         self.health = HealthChecks(self.registry, self.execs, self.events)
-        self.tasks = Tasks(zygote, self)
+        self.tasks = Tasks(zygote)
         launcher = Launcher(
             self.registry,
             self.events,
@@ -145,6 +146,9 @@ class House:
             self.volumes,
             self.layout,
             settings,
+            FactFinder(
+                self.registry, self.snapshots, self.layout, settings, cgroup_version=capabilities().version
+            ),
         )
         self.lifecycle = Lifecycle(
             self.registry,

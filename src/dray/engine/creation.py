@@ -26,9 +26,8 @@ from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
-from dray.engine.sandbox import sandbox_ask
-from dray.linux.cgroups.capabilities import Capabilities
-from dray.logs import drivers as log_drivers
+from dray.linux.cgroups.facilities import Capabilities
+from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
 from dray.store.snapshots import Snapshots
 from dray.volumes.local import Volumes
@@ -81,6 +80,7 @@ class Creator:
         self._defaults = defaults
         self._events = events
         self._limits = limits
+        self._cpus = len(os.sched_getaffinity(0))
 
     async def create(
         self,
@@ -91,7 +91,7 @@ class Creator:
     ) -> tuple[Container, list[str]]:
         """Create a container; return it with warnings for the user."""
         host = self._with_defaults(host)
-        warnings = validate.validate(config, host, self._limits)
+        warnings = validate.validate(config, host, self._limits, cpus=self._cpus)
         image = self._images.find(config.image, options.platform)
         merged = merge.merged(config, container_config(image))
         await self._images.ready(image)
@@ -119,7 +119,6 @@ class Creator:
                 driver=self._snapshots.name,
                 mounts=points,
             )
-            self._networks.check(sandbox_ask(record))
             directory = self._layout.container(container_id)
             if host.log_config.type != "none":
                 record.log_path = f"{directory}/{container_id}-json.log"

@@ -100,6 +100,10 @@ MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 CLOSE_RANGE_CLOEXEC = 0x4
 
+IN_MODIFY = 0x2
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+
 PR_SET_PDEATHSIG = 1
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
@@ -153,6 +157,8 @@ _OLD = {
     "sched_setattr": (314, 274),
     "syncfs": (306, 267),
     "renameat2": (316, 276),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
 }
 _NEW = {
     "pidfd_send_signal": 424,
@@ -216,6 +222,8 @@ _ioprio_set = _prototype("ioprio_set", _int, _int, _int)
 _sched_setattr = _prototype("sched_setattr", _int, _pointer, _uint)
 _syncfs = _prototype("syncfs", _int)
 _renameat2 = _prototype("renameat2", _int, _str, _int, _str, _uint)
+_inotify_init1 = _prototype("inotify_init1", _int)
+_inotify_add_watch = _prototype("inotify_add_watch", _int, _str, _uint)
 _pidfd_open = _prototype("pidfd_open", _int, _uint)
 _pidfd_send_signal = _prototype("pidfd_send_signal", _int, _int, _pointer, _uint)
 _pidfd_getfd = _prototype("pidfd_getfd", _int, _int, _uint)
@@ -377,6 +385,16 @@ def renameat2(
     """renameat2(2); flags 1 no replace, 2 exchange."""
     result = _renameat2(source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags)
     _checked(result, "renameat2", target)
+
+
+def inotify_init1(flags: int) -> int:
+    """inotify_init1(2); flags are those of open(2), O_CLOEXEC and O_NONBLOCK."""
+    return _checked(_inotify_init1(flags), "inotify_init1")
+
+
+def inotify_add_watch(fd: int, path: Path, mask: int) -> int:
+    """inotify_add_watch(2)."""
+    return _checked(_inotify_add_watch(fd, os.fsencode(path), mask), "inotify_add_watch", path)
 
 
 # --- namespaces and processes ---------------------------------------------------------------------------------

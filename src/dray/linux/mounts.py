@@ -143,6 +143,12 @@ def parse_options(words: Iterable[str]) -> Options:
     )  # fmt: skip
 
 
+def option_words() -> list[str]:
+    """Return every option word that is understood here rather than by a file system."""
+    recursive = [f"r{word}" for word in _FLAGS if word not in ("defaults", "bind", "rbind", "remount")]
+    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup"})
+
+
 def fd_path(fd: int) -> str:
     """Return the path by which a syscall without a descriptor argument reaches `fd`'s file."""
     return f"/proc/self/fd/{fd}"
@@ -151,14 +157,12 @@ def fd_path(fd: int) -> str:
 def mount_filesystem(fstype: str, source: str, target: str, options: Options) -> None:
     """Mount a file system at `target` (a trusted path, or `fd_path`).
 
-    Options longer than a page go through fsconfig(2), an overlay's layers one by one.
+    Its propagation is left to the caller. Options longer than a page go through fsconfig(2), an overlay's layers one by one.
     """
     if len(options.data) < os.sysconf("SC_PAGESIZE"):
         libc.mount(source, target, fstype, options.flags, options.data)
     else:
         _mount_with_fsconfig(fstype, source, target, options)
-    for propagation in options.propagation:
-        libc.mount("", target, "", propagation)
 
 
 def _mount_with_fsconfig(fstype: str, source: str, target: str, options: Options) -> None:
@@ -209,6 +213,11 @@ def set_tree(tree: int, options: Options) -> None:
             attr_set=options.tree_set,
             attr_clear=options.tree_clear,
         )
+    set_propagation(tree, options)
+
+
+def set_propagation(tree: int, options: Options) -> None:
+    """Give the mount at whose root `tree` is open its propagation."""
     for propagation in options.propagation:
         recursive = libc.AT_RECURSIVE if propagation & libc.MS_REC else 0
         libc.mount_setattr(tree, "", libc.AT_EMPTY_PATH | recursive, propagation=propagation & ~libc.MS_REC)

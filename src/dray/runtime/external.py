@@ -26,7 +26,7 @@ from typing import Any
 from dray.base.errors import Conflict, Internal, NotFound, StartError
 from dray.base.files import remove_tree
 from dray.linux import cgroups, libc
-from dray.runtime import rootfs, state
+from dray.runtime import operations, state
 from dray.runtime.console import set_size
 from dray.runtime.model import CreateRequest, ExecRequest, Started, Stdio
 from dray.runtime.stage import Stage
@@ -170,10 +170,10 @@ class ExternalRuntime:
             if not self._own_mounts:
                 libc.unshare(libc.CLONE_NEWNS)
                 self._own_mounts = True
-                rootfs.Propagate(libc.MS_SLAVE | libc.MS_REC).execute(_no_stage())
+                operations.Propagate(libc.MS_SLAVE | libc.MS_REC).execute(_no_stage())
             os.makedirs(root, exist_ok=True)
             stage = _no_stage()
-            rootfs.MountRoot(root, tuple(request.rootfs)).execute(stage)
+            operations.MountRoot(root, tuple(request.rootfs)).execute(stage)
             os.close(stage.root)
         except OSError as error:
             raise Internal(f"root file system of {request.id}: {error}") from error

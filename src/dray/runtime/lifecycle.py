@@ -34,10 +34,12 @@ class BuiltinRuntime:
 
     state_dir: None: containers live as long as the calling process (their init dies with it); else they are
         remembered there, and other processes may go on with them.
+    pivot: False on a ramdisk, whose root cannot be pivoted away from: MS_MOVE and chroot instead
     """
 
-    def __init__(self, state_dir: Path | None = None) -> None:
+    def __init__(self, state_dir: Path | None = None, *, pivot: bool = True) -> None:
         self._state_dir = state_dir
+        self._pivot = pivot
         self._containers: dict[str, Container] = {}
 
     def create(self, request: CreateRequest) -> Started:
@@ -46,7 +48,7 @@ class BuiltinRuntime:
         if request.id in self._containers:
             raise Conflict(f"container with id exists: {request.id}")
         with contextlib.ExitStack() as undo:
-            creation = _Creation(request, self._state_dir, undo)
+            creation = _Creation(request, self._state_dir, undo, pivot=self._pivot)
             container, console = creation.run()
             undo.pop_all()
         self._containers[request.id] = container
@@ -181,7 +183,10 @@ def _delete_cgroup(cgroup: cgroups.Cgroup) -> None:
 class _Creation:
     """One `create`: every step registers its own undoing on the exit stack."""
 
-    def __init__(self, request: CreateRequest, state_dir: Path | None, undo: contextlib.ExitStack) -> None:
+    def __init__(
+        self, request: CreateRequest, state_dir: Path | None, undo: contextlib.ExitStack, *, pivot: bool
+    ) -> None:
+        self.pivot = pivot
         self.request, self.spec, self.undo, self.state_dir = request, request.spec, undo, state_dir
         self.linux: dict[str, Any] = self.spec.get("linux") or {}
         self.directory: Path | None = None
@@ -219,7 +224,7 @@ class _Creation:
             start_container=hooks_of(spec, "startContainer"),
             state=lambda status, pid: state.state_object(request.id, status, pid, str(request.bundle), spec),
             die_with_parent=self.state_dir is None,
-            pivot=True,
+            pivot=self.pivot,
             starts=None,
         )
         console = self._fork(job, spaces)
@@ -296,8 +301,8 @@ class _Creation:
                     self.pid, self.pidfd = libc.clone3(
                         spaces.new_flags, cgroup=-1 if cgroup_fd is None else cgroup_fd
                     )  # fmt: skip
-                if self.pid == 0:
-                    init.run(job, theirs)
+                    if self.pid == 0:  # in here: the child cannot come back from those namespaces
+                        init.run(job, theirs)
         finally:
             libc.prctl(libc.PR_SET_DUMPABLE, before)
         self.undo.callback(self._kill)

@@ -226,7 +226,7 @@ def prepare(program: Program, *, die_with_parent: bool) -> str:
     if entered is not None:
         entered = _enter(program.cwd)
         if entered is not None:
-            raise StartError(f"chdir to cwd ({program.cwd!r}) set in config.json failed: {entered.strerror}", 126)
+            raise StartError(f'chdir to cwd ("{program.cwd}") set in config.json failed: {entered.strerror}', 126)
     _verify_directory()
     if not program.env.get("HOME"):
         program.env["HOME"] = home_of(program.identity.uid)
@@ -241,7 +241,7 @@ def _enter(path: str) -> OSError | None:
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         raise StartError(
-            f"chdir to cwd ({path!r}) set in config.json failed: {reason}",
+            f'chdir to cwd ("{path}") set in config.json failed: {reason}',
             127 if error.errno == errno.ENOENT else 126,
         ) from error
     return None

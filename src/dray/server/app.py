@@ -100,9 +100,14 @@ class Api(web.Server):
             route, params = found
             call = Call(request, version, params, query, common)
             return self._finished(await route.handler(self._backends, call), common)
-        except (asyncio.CancelledError, ConnectionError):
-            raise
         except Exception as failure:
+            if request.transport is None or request.transport.is_closing():
+                log.debug("%s %s: the client has gone: %s", request.method, request.raw_path[:200], failure)
+                return web.Response()  # cannot be sent, which ends the connection
+            if call is not None and call.responding:
+                log.error("%s %s: cut: %s", request.method, request.raw_path[:200], failure)
+                request.transport.abort()
+                return web.Response()
             return self._failed(request, failure, common or {"Server": SERVER}, plain=plain)
 
     @staticmethod

@@ -11,7 +11,7 @@ and never shuts the socket down), and the head of the response is written to the
     with an Upgrade header     HTTP/1.1 101 UPGRADED, Content-Type, Connection: Upgrade, Upgrade: tcp
     without                    HTTP/1.1 200 OK, Content-Type: application/vnd.docker.raw-stream
     websocket                  HTTP/1.1 101 Switching Protocols, Sec-WebSocket-Accept
-    logs                       HTTP/1.1 200 OK, Content-Type, Transfer-Encoding: chunked
+    logs                       HTTP/1.1 200 OK, Content-Type, Connection: close, Transfer-Encoding: chunked
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class EngineConnection(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Keep the connection when the client only closed its sending half behind a hijackable request."""
-        self._eof = self._holding
-        return True if self._holding else None
+        self._eof = self._holding and not self._missing
+        return True if self._eof else None
 
     async def _handle_request(
         self,
@@ -173,6 +173,12 @@ class EngineConnection(RequestHandler):
         super().connection_lost(exc)
         if self._cancellable is not None:
             self._cancellable.cancel()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """End the connection; what would be cancelled by the client's leaving is not waited for."""
+        if self._cancellable is not None:
+            self._cancellable.cancel()
+        await super().shutdown(timeout)
 
     async def take(self) -> tuple[int, bytes]:
         """Take the socket out: return a blocking descriptor of it and what the client sent behind its request."""
@@ -240,7 +246,8 @@ class ClientConnection:
     async def chunked_response(self, *, tty: bool) -> Detached:
         """Answer a logs request with the head of a chunked 200 and give the socket up."""
         chunked = self._request.version >= (1, 1)
-        framing = "Transfer-Encoding: chunked\r\n" if chunked else "Connection: close\r\n"
+        # The socket ends with the log; a client that kept it for its next request would find it closed.
+        framing = "Connection: close\r\n" + ("Transfer-Encoding: chunked\r\n" if chunked else "")
         head = f"HTTP/1.1 200 OK\r\n{self._common}Content-Type: {self._stream_type(tty)}\r\n{framing}\r\n"
         return await self._detach(head.encode(), multiplexed=not tty, chunked=chunked)
 

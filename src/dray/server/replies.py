@@ -55,6 +55,7 @@ def error(status: int, message: str, *, plain: bool = False) -> web.Response:
 
 def stream(call: Call, content_type: str, **headers: str) -> web.StreamResponse:
     """Begin a chunked response."""
+    call.responding = True
     response = web.StreamResponse(headers={**call.common_headers, "Content-Type": content_type, **headers})
     if call.request.version >= (1, 1):
         response.enable_chunked_encoding()

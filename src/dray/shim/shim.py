@@ -70,7 +70,7 @@ _attach = msgspec.json.Decoder(AttachRequest)
 _exec = msgspec.json.Decoder(ExecCreate)
 _plain = msgspec.json.Decoder(dict[str, Any])
 
-RuntimeFactory = Callable[[str, Sequence[str]], Runtime]
+RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
 
 
 def serve(connection: rpc.Channel, runtimes: RuntimeFactory) -> None:
@@ -208,7 +208,7 @@ class Shim:
             self._loop, tty=task.tty, stdin_once=task.stdin_once, log=log, detached=lambda: self._detached("")
         )
         self._init = init = Process("", streams, tty=task.tty)
-        self._runtime = runtime = self._runtimes(task.runtime, task.runtime_args)
+        self._runtime = runtime = self._runtimes(task.runtime, task.runtime_args, task.run_dir)
         request = CreateRequest(
             id=task.id,
             bundle=Path(task.run_dir),

@@ -82,6 +82,12 @@ class Zygote:
         message.close()
         return message.json().get("result")
 
+    def begin(self, function: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """The same without waiting for the end, or hearing of it."""
+        ours, theirs = rpc.pair()
+        with ours, theirs:
+            self._send({"do": "call", "function": function, "arguments": arguments}, theirs.fileno(), fds)
+
     def _send(self, request: dict[str, Any], answer: int, fds: Sequence[int] = ()) -> None:
         try:
             self._channel.send(request, [answer, *fds])

@@ -36,8 +36,8 @@ from dray.wire import rpc
 SOCKET_FD = 3  # where the zygote finds its socket after execve
 DEFAULT_RUNTIMES = "dray.shim.runtimes:select"
 
-# Chooses the runtime of a task: (path of an OCI runtime or "", its global arguments).
-RuntimeFactory = Callable[[str, Sequence[str]], Runtime]
+# Chooses the runtime of a task: (path of an OCI runtime or "", its global arguments, the task's run directory).
+RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
 
 _POOL_SIZE = 2
 _IDLE_MILLISECONDS = 20

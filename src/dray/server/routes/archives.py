@@ -48,7 +48,7 @@ async def export(backends: Backends, call: Call) -> web.StreamResponse:
 async def stat(backends: Backends, call: Call) -> web.StreamResponse:
     """Describe a path."""
     found = await _part(backends).stat(call.params["id"], _path(call))
-    return web.Response(headers=_stat_header(found))
+    return web.Response(headers={**_stat_header(found), "Content-Length": "0"})
 
 
 @routes.get("/containers/{id}/archive")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from dray.api import filters
+from dray.api import decoding, filters
 from dray.api.requests import BuildOptions, BuildPruneOptions
 from dray.base.errors import InvalidParameter, Unsupported
 from dray.server import replies
@@ -30,16 +30,16 @@ def _json(call: Call, key: str, kind: Any, default: Any) -> Any:
     if not text:
         return default
     try:
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return msgspec.convert(decoding.parse(text.encode("utf-8", "replace")), kind)
+    except (msgspec.ValidationError, InvalidParameter) as error:
         raise InvalidParameter(f"error reading build parameter {key}: {error}") from error
 
 
 def _registry_config(call: Call) -> dict[str, Any]:
     header = call.request.headers.get("X-Registry-Config", "")
     try:
-        document = msgspec.json.decode(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)) or b"{}")
-    except (binascii.Error, ValueError):
+        document = decoding.parse(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)) or b"{}")
+    except (binascii.Error, ValueError, InvalidParameter):
         return {}
     return document if isinstance(document, dict) else {}
 

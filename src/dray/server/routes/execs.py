@@ -15,6 +15,9 @@ from dray.server.routes.lifecycle import terminal_size
 
 routes = Table()
 
+# What clients send here though it is said elsewhere: Detach counts on start, the container is in the path.
+_REPEATED = frozenset({"Detach", "Container"})
+
 
 def _part(backends: Backends) -> Execs:
     return need(backends.execs, "exec")
@@ -29,9 +32,7 @@ def _check_console(size: list[int] | None) -> None:
 async def create(backends: Backends, call: Call) -> web.StreamResponse:
     """Prepare an exec."""
     config, unknown = await call.required_json(models.ExecConfig)
-    if unknown and unknown != ["Detach"]:  # Go's client sends Detach here as well; it counts on start
-        unknown = [key for key in unknown if key != "Detach"]
-        raise InvalidParameter(f"unknown exec option {unknown[0]}: this engine would have to ignore it")
+    call.ignore([key for key in unknown if key not in _REPEATED])
     if not config.cmd:
         raise InvalidParameter("No exec command specified")
     if call.version < (1, 42):
@@ -43,7 +44,8 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
 @routes.post("/exec/{id}/start")
 async def start(backends: Backends, call: Call) -> web.StreamResponse:
     """Run a prepared exec, detached or on this connection."""
-    options, _unknown = await call.json(models.ExecStartConfig)
+    options, unknown = await call.json(models.ExecStartConfig)
+    call.ignore(unknown)
     if options.console_size and (call.version < (1, 42) or not options.tty or options.detach):
         options.console_size = None
     _check_console(options.console_size)

@@ -96,8 +96,7 @@ async def prune(backends: Backends, call: Call) -> web.StreamResponse:
 async def commit(backends: Backends, call: Call) -> web.StreamResponse:
     """Make an image of a container."""
     config, unknown = await call.json(models.ContainerConfig)
-    if unknown:
-        raise InvalidParameter(f"unknown field {unknown[0]} in the container's configuration")
+    call.ignore(unknown)
     options = CommitOptions(
         container=call.text("container"),
         repo=call.text("repo"),
@@ -109,5 +108,5 @@ async def commit(backends: Backends, call: Call) -> web.StreamResponse:
     )
     if not options.container:
         raise InvalidParameter("missing required parameter: container")
-    given = config if call.request.can_read_body or call.request.content_length else None
+    given = config if call.request.content_length else None
     return replies.json(await _part(backends).commit(options, given), 201)

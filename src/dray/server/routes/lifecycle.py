@@ -6,7 +6,8 @@ import asyncio
 
 from aiohttp import web
 
-from dray.base.errors import InvalidParameter
+from dray.api import models
+from dray.base.errors import DrayError, InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Lifecycle
 from dray.server.call import Call
@@ -105,7 +106,12 @@ async def wait(backends: Backends, call: Call) -> web.StreamResponse:
         response = replies.stream(call, replies.JSON)
         await response.prepare(call.request)
         await response.write(b"")  # sends the head
-        await response.write_eof(replies.encode(await result) + b"\n")
+        try:
+            answer = await result
+        except DrayError as failure:  # the head is out: the failure is part of the answer
+            message = models.ContainerWaitExitError(message=failure.message)
+            answer = models.ContainerWaitResponse(status_code=-1, error=message)
+        await response.write_eof(replies.encode(answer) + b"\n")
         return response
     finally:
         result.cancel()

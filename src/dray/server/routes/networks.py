@@ -5,7 +5,6 @@ from __future__ import annotations
 from aiohttp import web
 
 from dray.api import decoding, filters, models, shapes
-from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Networks
 from dray.server.call import Call
@@ -63,7 +62,7 @@ async def remove(backends: Backends, call: Call) -> web.StreamResponse:
 async def connect(backends: Backends, call: Call) -> web.StreamResponse:
     """Connect a container to a network."""
     request, unknown = await call.required_json(models.NetworkConnectRequest)
-    _refuse(unknown)
+    call.ignore(unknown)
     await _part(backends).connect(call.params["id"], request)
     return replies.empty()
 
@@ -72,11 +71,6 @@ async def connect(backends: Backends, call: Call) -> web.StreamResponse:
 async def disconnect(backends: Backends, call: Call) -> web.StreamResponse:
     """Disconnect a container from a network."""
     request, unknown = await call.required_json(models.NetworkDisconnectRequest)
-    _refuse(unknown)
+    call.ignore(unknown)
     await _part(backends).disconnect(call.params["id"], request)
     return replies.empty()
-
-
-def _refuse(unknown: list[str]) -> None:
-    if unknown:
-        raise InvalidParameter(f"unknown field {unknown[0]}: this engine would have to ignore it")

@@ -33,7 +33,9 @@ async def ping(backends: Backends, call: Call) -> web.StreamResponse:
         "Pragma": "no-cache",
         "Swarm": status.swarm,
     }
-    return web.Response(body=b"" if call.request.method == "HEAD" else b"OK", headers=headers)
+    if call.request.method == "HEAD":
+        return web.Response(headers={**headers, "Content-Length": "0"})
+    return web.Response(body=b"OK", headers=headers)
 
 
 @routes.get("/version")
@@ -54,7 +56,8 @@ async def info(backends: Backends, call: Call) -> web.StreamResponse:
 @routes.post("/auth")
 async def auth(backends: Backends, call: Call) -> web.StreamResponse:
     """Try credentials."""
-    credentials, _unknown = await call.required_json(models.AuthConfig)
+    credentials, unknown = await call.required_json(models.AuthConfig)
+    call.ignore(unknown)
     return replies.json(await backends.system.authenticate(credentials))
 
 

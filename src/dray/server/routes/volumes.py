@@ -29,8 +29,7 @@ async def list_volumes(backends: Backends, call: Call) -> web.StreamResponse:
 async def create(backends: Backends, call: Call) -> web.StreamResponse:
     """Create a volume; one that exists already is returned, also with 201."""
     request, unknown = await call.required_json(models.VolumeCreateRequest)
-    if unknown:
-        raise InvalidParameter(f"unknown field {unknown[0]}: this engine would have to ignore it")
+    call.ignore(unknown)
     if request.cluster_volume_spec is not None:
         raise Unavailable("cluster volumes need a swarm; this node is not part of one")
     return replies.json(await _part(backends).create(request), 201)

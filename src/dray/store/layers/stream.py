@@ -101,6 +101,11 @@ class _Counting:
         self.consumed += len(data)
         return data
 
+    def readinto(self, buffer: memoryview) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
 
 class _Xz:
     """lzma with a bound on memory, over concatenated streams."""
