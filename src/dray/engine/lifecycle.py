@@ -111,7 +111,12 @@ class Lifecycle:
                 at_boot=at_boot,
             )
             state.status = "restarting" if again else "exited"
-            state.pid, state.exit_code, state.oom_killed = 0, status.exit_code, status.oom_killed
+            unheard = status.oom_killed and not state.oom_killed
+            state.pid, state.exit_code, state.oom_killed = (
+                0,
+                status.exit_code,
+                state.oom_killed or status.oom_killed,
+            )
             state.finished_at = status.finished_at
             if status.error:
                 state.error = status.error
@@ -123,7 +128,7 @@ class Lifecycle:
                     run.finished.set()
             self._registry.save(container)
             attributes = self.attributes(container)
-            if status.oom_killed:
+            if unheard:
                 self._events.publish("container", "oom", container.id, attributes)
             self._events.publish(
                 "container",
