@@ -392,6 +392,8 @@ class Shim:
         self._init.reaped(wait_status, self._init_complete)
 
     def _exec_complete(self, process: Process) -> None:
+        if process.complete:
+            return
         process.complete = True
         process.close()
         self._tell({"event": "exec_exited", "exec_id": process.exec_id, "status": process.status})
