@@ -344,24 +344,25 @@ class Lifecycle:
     async def _remove_locked(self, container: Container, *, volumes: bool) -> None:
         self._cancel_restart(container)
         exit_code = container.state.exit_code
-        container.state.status = "removing"
+        container.state.status, container.record.remove_volumes = "removing", volumes
         self._registry.save(container)  # a daemon killed from here on finishes the removal when it starts
         attributes = self.attributes(container)
-        await self.finish_removal(container, volumes=volumes)
+        await self.finish_removal(container)
         self._events.publish("container", "destroy", container.id, attributes)
         status = ExitStatus(exit_code=exit_code, finished_at=container.state.finished_at)
         self._tell(container.removal_waiters, status)
         self._tell(container.exit_waiters, status)
 
-    async def finish_removal(self, container: Container, *, volumes: bool) -> None:
+    async def finish_removal(self, container: Container) -> None:
         """Remove what a container marked `removing` has on disk, and forget it."""
         for _, fd in container.pending:
             os.close(fd)
         container.pending.clear()
-        self._snapshots.remove(container.id)
+        if self._snapshots.exists(container.id):
+            self._snapshots.remove(container.id)
         self._launcher.forget(container)
         self._registry.remove(container)
-        if volumes:
+        if container.record.remove_volumes:
             self._launcher.remove_anonymous_volumes(container)
         self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))
 
