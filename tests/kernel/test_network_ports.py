@@ -17,6 +17,7 @@ from netlab import (
     output,
     private_host,
     say,
+    wait_for,
 )
 
 from dray.base.errors import Internal
@@ -174,6 +175,9 @@ async def test_ipv6_container(lab: Lab) -> None:
     other = await lab.run(network, B)
     lab.serve(web, 80, family=socket.AF_INET6)
     (endpoint,) = web.endpoints
+    # The kernel joins an address's multicast groups a few milliseconds after it was added.
+    assert wait_for(lambda: say(None, "fd00:77::2", 80, timeout=0.2).endswith(" hi"))
+    assert wait_for(lambda: say(other.netns, "fd00:77::1", 1, timeout=0.2) == "ConnectionRefusedError 111")
     assert endpoint.ipv6 == "fd00:77::2"
     assert endpoint.gateway6 == "fd00:77::1"
     assert say(lab.outside, "2001:db8::1", 8080) == "2001:db8::9 hi"
@@ -300,12 +304,32 @@ async def test_udp_flows_follow_the_container(lab: Lab) -> None:
     client.close()
 
 
-async def test_flushed_rules_come_back_with_the_next_change(lab: Lab) -> None:
+async def test_rules_survive_a_reload_of_the_hosts_firewall(lab: Lab) -> None:
     network = await lab.controller()
     web = await lab.run(network, A, ports=[port(8080)])
     lab.serve(web, 80)
     output(None, "nft", "flush", "ruleset")
-    await lab.run(network, B, ports=[port(8081)])
+    await lab.run(network, B, ports=[port(8081)])  # before the event loop has seen it
+    assert say(lab.outside, "192.0.2.1", 8080) == "192.0.2.9 hi"
+    output(None, "nft", "flush", "ruleset")
+    await asyncio.sleep(0.05)
+    assert say(lab.outside, "192.0.2.1", 8080) == "192.0.2.9 hi"
+    assert "8081" in output(None, "nft", "list", "table", "ip", "dray")
+
+
+async def test_a_forward_policy_of_drop_is_warned_of_and_local_access_goes_on(lab: Lab) -> None:
+    network = await lab.controller()
+    web = await lab.run(network, A, ports=[port(8080)])
+    lab.serve(web, 80)
+    assert network.warnings() == []
+    output(None, "nft", "add table ip filter")
+    output(None, "nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
+    (warning,) = network.warnings()
+    assert "ip filter FORWARD" in warning
+    assert say(None, "127.0.0.1", 8080) == "172.17.0.1 hi"
+    assert say(None, "192.0.2.1", 8080).endswith(" hi")
+    output(None, "nft", "add rule ip filter FORWARD oifname dray0 accept")
+    output(None, "nft", "add rule ip filter FORWARD iifname dray0 accept")
     assert say(lab.outside, "192.0.2.1", 8080) == "192.0.2.9 hi"
 
 

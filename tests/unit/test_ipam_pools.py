@@ -3,7 +3,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.base.errors import DrayError, Forbidden, Internal, InvalidParameter, NotFound
@@ -79,6 +79,7 @@ def test_ipv6_subnets_have_no_broadcast_address() -> None:
     assert [str(pool.take()) for _ in range(4)] == ["fd00::1", "fd00::2", "fd00::3", "None"]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["take", "release", "reserve"]), st.integers(0, 31)), max_size=80),
     ranged=st.booleans(),

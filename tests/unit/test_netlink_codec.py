@@ -5,13 +5,14 @@ import socket
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.linux import netlink
 from dray.linux.netlink import Netlink, Request
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=40))))
 def test_attributes_round_trip(attributes: list[tuple[int, bytes]]) -> None:
     data = b"".join(netlink.attribute(kind, value) for kind, value in attributes)

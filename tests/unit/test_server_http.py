@@ -203,6 +203,25 @@ async def test_wait_sends_its_head_before_the_result(path: str, fake: Fake) -> N
     writer.close()
 
 
+async def test_a_client_that_asks_first_is_told_to_go_on(path: str, fake: Fake) -> None:
+    reader, writer = await asyncio.open_unix_connection(path)
+    body = b'{"Image":"busybox"}'
+    request = post("/containers/create", body, "Expect: 100-continue")
+    writer.write(request.removesuffix(body))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert b" 201 Created" in await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def test_execs_tolerate_what_docker_py_repeats(
+    path: str, fake: Fake, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b'{"Cmd":["true"],"Container":"web","Detach":false,"Colour":1}'
+    assert (await ask(path, post("/containers/web/exec", body)))[0] == 201
+    assert "unknown fields ignored: Colour" in caplog.text
+
+
 async def test_a_wait_is_cancelled_when_the_client_goes(path: str, fake: Fake) -> None:
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(post("/containers/web/wait"))
@@ -372,6 +391,13 @@ async def test_responses_are_shaped_by_version(path: str) -> None:
     assert "VirtualSize" not in json.loads((await ask(path, get("/v1.44/images/json")))[2])[0]
     assert json.loads((await ask(path, get("/v1.41/system/df")))[2])["LayersSize"] == 7
     assert json.loads((await ask(path, get("/v1.55/system/df")))[2])["ImageUsage"]["TotalSize"] == 7
+
+
+async def test_volumes_are_created_without_a_swarm(path: str) -> None:
+    status, _, body = await ask(path, post("/volumes/create", b'{"Name":"data"}'))
+    assert status == 201
+    assert json.loads(body).keys() == {"Name", "Driver", "Mountpoint", "Labels", "Scope", "Options"}
+    assert (await ask(path, post("/volumes/create", b'{"ClusterVolumeSpec":{}}')))[0] == 503
 
 
 async def test_volume_prune_means_all_for_old_clients(path: str) -> None:

@@ -21,11 +21,13 @@ from typing import Any
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
+from dray.engine import security
 from dray.engine.containers import Containers
 from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable, ExecVerbs
+from dray.engine.facts import FactFinder
 from dray.engine.health import HealthChecks
 from dray.engine.images import ImageVerbs
 from dray.engine.launch import Launcher
@@ -33,12 +35,13 @@ from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.networks import NetworkVerbs
 from dray.engine.registry import Registry
+from dray.engine.spec import machine
 from dray.engine.streams import Streams
 from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
-from dray.linux.cgroups.capabilities import capabilities
+from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
 from dray.server.backends import Backends
@@ -120,6 +123,7 @@ class House:
         self.layout = Layout(config["data-root"], config["exec-root"])
         self.layout.prepare()
         root = self.layout.data_root
+        self.limits = capabilities()
         self.metadata = Metadata(self.layout.database)
         self.snapshots: Snapshots
         if config["storage-driver"] == "vfs":
@@ -133,7 +137,7 @@ class House:
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         settings = defaults(config)
-        self.execs = ExecTable(self.registry, self.events)
+        self.execs = ExecTable(self.registry, self.events, self.layout)
         self.health = HealthChecks(self.registry, self.execs, self.events)
         self.tasks = Tasks(zygote)
         launcher = Launcher(
@@ -145,6 +149,7 @@ class House:
             self.volumes,
             self.layout,
             settings,
+            FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -173,7 +178,7 @@ class House:
             self.events,
             self.layout,
             settings,
-            limits=capabilities(),
+            limits=self.limits,
         )
         containers = Containers(
             self.registry, creator, self.lifecycle, self.image_verbs, self.snapshots, self.events, self.layout
@@ -185,7 +190,7 @@ class House:
                 self.image_verbs,
                 self.volume_verbs,
                 self._settings(settings),
-                limits=capabilities(),
+                limits=self.limits,
                 listeners=lambda: self.events.listeners,
             ),
             containers=containers,
@@ -225,8 +230,15 @@ class House:
         }
         await self.controller.start(live)
         await self.supervisor.settle(ended)
+        self.lifecycle.later(self._warm())
         self._sweep()
         self.lifecycle.later(asyncio.to_thread(self.images.repair))
+
+    async def _warm(self) -> None:
+        """Have the default seccomp profile compiled before the first container wants it."""
+        facts = machine.read(self.limits.version)
+        names = tuple(security.capabilities([], [], available=facts.capabilities))
+        await self.zygote.warm(security.default_seccomp(names, facts.architecture, facts.kernel))
 
     def _sweep(self) -> None:
         """Remove what creations and removals that a killed daemon left half-done have on disk."""

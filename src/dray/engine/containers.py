@@ -101,9 +101,7 @@ class Containers:
                 raise Conflict('Container is marked for removal and cannot be "update".')
             changed = updating.apply(container.record.host_config, request)
             if container.task is not None and container.state.running:
-                resources = updating.resources(changed, request)
-                if resources:
-                    await container.task.update(resources)
+                await container.task.update(updating.changed_resources(request, changed))
             container.record.host_config = changed
             self._registry.save(container)
             await self._registry.sync()

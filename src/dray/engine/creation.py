@@ -26,8 +26,7 @@ from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
-from dray.engine.sandbox import sandbox_ask
-from dray.linux.cgroups.capabilities import Capabilities
+from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
 from dray.store.snapshots import Snapshots
@@ -81,6 +80,7 @@ class Creator:
         self._defaults = defaults
         self._events = events
         self._limits = limits
+        self._cpus = len(os.sched_getaffinity(0))
 
     async def create(
         self,
@@ -91,7 +91,7 @@ class Creator:
     ) -> tuple[Container, list[str]]:
         """Create a container; return it with warnings for the user."""
         host = self._with_defaults(host)
-        warnings = validate.validate(config, host, self._limits)
+        warnings = validate.validate(config, host, self._limits, cpus=self._cpus)
         image = self._images.find(config.image, options.platform)
         merged = merge.merged(config, container_config(image))
         await self._images.ready(image)
@@ -152,6 +152,9 @@ class Creator:
             options = {**defaults.log_opts, **options}
         log_drivers.validate(driver, options)
         host.log_config = api.LogConfig(type=driver, config=options)
+        if host.memory > 0 and host.memory_swap == 0:
+            host.memory_swap = 2 * host.memory
+        host.oom_kill_disable = bool(host.oom_kill_disable)
         host.restart_policy = msgspec.structs.replace(host.restart_policy, name=host.restart_policy.name or "no")
         return host
 

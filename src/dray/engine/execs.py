@@ -13,6 +13,7 @@ from dray.base import digest
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.engine import detachkeys
 from dray.engine.events import Events
+from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container, Exec
 from dray.engine.processes import exec_process
@@ -25,9 +26,10 @@ class ExecTable:
     """All execs of the daemon. They live as long as their container's run and are gone with the daemon, as
     dockerd's are; their processes are not."""
 
-    def __init__(self, registry: Registry, events: Events) -> None:
+    def __init__(self, registry: Registry, events: Events, layout: Layout) -> None:
         self._registry = registry
         self._events = events
+        self._layout = layout
         self._execs: dict[str, Exec] = {}
 
     def find(self, exec_id: str) -> Exec:
@@ -44,7 +46,7 @@ class ExecTable:
         run = Exec(
             id=digest.new_id(),
             container_id=container.id,
-            process=exec_process(container, ask),
+            process=exec_process(container, ask, self._layout),
             tty=ask.tty,
             open_stdin=ask.attach_stdin,
             open_stdout=ask.attach_stdout,

@@ -258,10 +258,8 @@ class Lifecycle:
         """Stop the container if it runs, and start it."""
         container.stop_requested = True  # neither its restart policy nor --rm may act in between
         try:
-            if container.state.running:
-                await self._stop_running(container, signal_name, timeout)
-            elif container.state.status == "restarting":
-                await self._give_up_restarting(container)
+            if container.state.running or container.state.status == "restarting":
+                await self.stop(container, signal_name=signal_name, timeout=timeout)
         finally:
             container.stop_requested = False
         with contextlib.suppress(NotModified):

@@ -17,9 +17,8 @@ from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container
 from dray.engine.registry import Registry
-from dray.shim.model import AttachRequest
-from dray.shim.spawn import Zygote
-LogRequest=None
+from dray.shim.model import AttachRequest, LogRequest
+from dray.shim.tasks import Zygote, serve_logs
 
 READABLE = ("json-file", "local")
 

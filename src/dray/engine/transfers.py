@@ -78,7 +78,7 @@ class Transfers:
         wanted = [platform for text in platforms if (platform := parse_platform(text)) is not None]
 
         def work(stream: BinaryIO, report: Report) -> None:
-            transfer.load(self._images, stream, report=report, platform=wanted, quiet=quiet)
+            transfer.load(self._images, stream, progress=report, platforms=wanted, quiet=quiet)
 
         async for message in _in_thread(work, content):
             yield message

@@ -41,6 +41,7 @@ NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
 SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
@@ -135,6 +136,8 @@ class Netlink:
     """An open netlink socket of one protocol, in whichever network namespace it was opened."""
 
     def __init__(self, sock: socket.socket) -> None:
+        if sock.family == socket.AF_NETLINK and not sock.getsockname()[0]:
+            sock.bind((0, 0))  # the kernel chooses an address, which notifications name
         self._sock = sock
         self._sequence = 0
         self._buffer = _DEFAULT_BUFFER
@@ -163,6 +166,30 @@ class Netlink:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def port(self) -> int:
+        """The socket's address (port id): who made a change, in a notification."""
+        return int(self._sock.getsockname()[0])
+
+    def subscribe(self, group: int) -> None:
+        """Receive the notifications of a multicast group from now on; reading never blocks."""
+        self._sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._sock.setblocking(False)
+
+    def notifications(self) -> list[tuple[int, Message]] | None:
+        """Return what has been notified, each with the port id of who did it; None if some were lost."""
+        found: list[tuple[int, Message]] = []
+        while True:
+            try:
+                data = self._sock.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    return None
+                raise
+            found += [(sender, Message(kind, body)) for kind, _, _, sender, body in _messages(data)]
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -253,12 +280,18 @@ class Netlink:
         self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._buffer)
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        data = self._sock.recv(_RECEIVE_BYTES)
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            yield kind, flags, sequence, data[offset + 16 : offset + length]
-            offset += (length + 3) & ~3
+        for kind, flags, sequence, _, body in _messages(self._sock.recv(_RECEIVE_BYTES)):
+            yield kind, flags, sequence, body
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, flags, sequence, sender = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            raise OSError(errno.EBADMSG, "malformed netlink message")
+        yield kind, flags, sequence, sender, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
 
 
 def _error(body: bytes, flags: int, operation: str) -> OSError | None:

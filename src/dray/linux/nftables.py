@@ -41,6 +41,7 @@ _LIST_ELEMENT = 1
 _DATA_VALUE = 1
 _MAP = 0x8  # NFT_SET_MAP
 _COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT and NFTNL_UDATA_SET_ELEM_COMMENT
+_NOTIFY_NFTABLES = 7  # NFNLGRP_NFTABLES
 _HOST_BYTE_ORDER = struct.pack("=BBI", 0, 4, 1)  # NFTNL_UDATA_SET_KEYBYTEORDER: nft reads names only so
 _ELEMENTS_PER_MESSAGE = 400  # a nested attribute's length has 16 bits
 
@@ -243,6 +244,11 @@ class Nftables:
         """Close the socket."""
         self._netlink.close()
 
+    @property
+    def port(self) -> int:
+        """The socket's netlink port id."""
+        return self._netlink.port
+
     def commit(self, *batches: Batch) -> None:
         """Do all batches as one transaction. OSError names the step that failed; nothing is changed then.
 
@@ -311,6 +317,35 @@ class Nftables:
                 )
             )
         return found
+
+
+class Watch:
+    """Tells of tables that others delete (a firewall's reload). Owns its socket."""
+
+    def __init__(self, ours: Nftables) -> None:
+        self._ours = ours.port
+        self._netlink = Netlink.open(netlink.NETLINK_NETFILTER)
+        self._netlink.subscribe(_NOTIFY_NFTABLES)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on for reading."""
+        return self._netlink.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+    def deleted(self, table: str) -> bool:
+        """Read what happened; tell whether somebody else deleted, or may have deleted, a table of that name."""
+        happened = self._netlink.notifications()
+        if happened is None:
+            return True
+        return any(
+            sender != self._ours
+            and message.type == _SUBSYSTEM | DELTABLE
+            and netlink.as_text(netlink.parse(message.body[4:]).get(_NAME, b"")) == table
+            for sender, message in happened
+        )
 
 
 def _decode(element: bytes) -> Element:

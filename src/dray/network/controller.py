@@ -58,6 +58,7 @@ class Controller:
         self._pool = NamespacePool(namespaces)
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watching = False
 
     async def start(self, running: Mapping[str, Sequence[Endpoint]]) -> None:
         """Make the kernel follow the records; `running` are the stored endpoints of the containers that run.
@@ -77,6 +78,9 @@ class Controller:
                 self._networks.driver(network).up(network)
         self._forward()
         self._reconcile(everything)
+        if self._firewall is not None:
+            asyncio.get_running_loop().add_reader(self._firewall, self._firewall.check)
+            self._watching = True
         self._pool.fill()
 
     async def close(self, *, wipe: bool = False) -> None:
@@ -86,6 +90,9 @@ class Controller:
         """
         await self._pool.close()
         await asyncio.gather(*self._tasks)
+        if self._firewall is not None and self._watching:
+            asyncio.get_running_loop().remove_reader(self._firewall)
+            self._watching = False
         if wipe:
             for network in self._bridges():
                 self._bridge.down(network)

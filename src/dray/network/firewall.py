@@ -53,6 +53,7 @@ from dray.linux.nftables import (
     Hook,
     Nftables,
     Set,
+    Watch,
     interface,
 )
 from dray.linux.nftables import field as padded
@@ -94,11 +95,12 @@ class Published:
 
 
 class Firewall:
-    """Keeps the tables as wanted. Owns its netlink socket; remembers everything it put there, and puts it back
-    when somebody flushed it. `families` are those it may keep rules for."""
+    """Keeps the tables as wanted. Owns its netlink sockets; remembers everything it put there, and puts it back
+    when somebody flushes it. `families` are those it may keep rules for."""
 
     def __init__(self, table: str, families: Collection[int]) -> None:
         self._nft = Nftables.open()
+        self._watch = Watch(self._nft)
         self._table = table
         self.families = tuple(family for family in FAMILIES if family in families)
         self._networks: list[Network] = []
@@ -106,8 +108,18 @@ class Firewall:
         self._guarded: dict[int, set[str]] = {family: set() for family in FAMILIES}
 
     def close(self) -> None:
-        """Close the socket; the rules stay."""
+        """Close the sockets; the rules stay."""
+        self._watch.close()
         self._nft.close()
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when rules have changed: then call `check`."""
+        return self._watch.fileno()
+
+    def check(self) -> None:
+        """Put our tables back if somebody else deleted them."""
+        if self._watch.deleted(self._table) and self._networks:
+            self.restore()
 
     def start(self, networks: Sequence[Network], published: Iterable[Published]) -> None:
         """Make the tables as wanted in one transaction, whatever they were. Established flows go on."""

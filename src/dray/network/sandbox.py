@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import TypeVar
 
 from dray.base import files
-from dray.base.errors import Internal, NotFound
+from dray.base.errors import DrayError, Internal, NotFound
 from dray.linux import libc, links
 from dray.linux.links import Links
 from dray.linux.netlink import Request
@@ -93,7 +93,7 @@ class NamespacePool:
                     continue
                 self._ready.append(await self._make())
                 await asyncio.sleep(_IDLE_SECONDS / 5)
-        except (OSError, Internal):
+        except (OSError, DrayError):
             pass  # the next container makes its own, and reports why it could not
         finally:
             self._filling = None

@@ -1,7 +1,7 @@
 """What every storage driver remembers in the same way: layers and active snapshots, in memory and in the records.
 
-    <root>/<driver>/<folder>/     one snapshot; the driver knows what is in it
-    <root>/<driver>/trash/        see `trash`
+    <root>/<folder>/     one snapshot; the driver knows what is in it
+    <root>/trash/        see `trash`
 
 At opening, layers of another boot that were not yet durable are forgotten, and every folder that no record names
 goes to the trash. `settle` makes the layers written since durable (one syncfs for all), off the critical path.
@@ -48,13 +48,13 @@ class Ledger:
     """The snapshots of one driver below `root`; `own` are the names beside them that belong to the driver itself.
     Thread-safe."""
 
-    def __init__(self, root: Path, records: Records, own: Iterable[str] = ()) -> None:
+    def __init__(self, root: Path, records: Records, driver: str, own: Iterable[str] = ()) -> None:
         self.root = root
         self._reserved = {"trash", *own}
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(root, 0o700)
         self._records = records
-        self._kinds = (f"layer.{root.name}", f"snapshot.{root.name}")
+        self._kinds = (f"layer.{driver}", f"snapshot.{driver}")
         self._lock = threading.Lock()
         self._boot = boot_id()
         self.layers = {key: _layer.decode(value) for key, value in records.scan(self._kinds[0])}

@@ -1,8 +1,9 @@
 """The overlay2 storage driver: a layer is a directory, a container one more on top of them.
 
-    <root>/overlay2/              0700: nobody else can walk into any layer (CVE-2021-41091)
+    <root>/                       0700: nobody else can walk into any layer (CVE-2021-41091)
         <folder>/diff/            a layer's files, or what a container has written
         <folder>/work/            overlayfs's own (active snapshots only)
+        <folder>/                 a blank, made ahead: making directories is what takes time in `prepare`
         l/<folder>                -> ../<folder>/diff, short names for mount options
         trash/                    see `trash`
 
@@ -17,21 +18,23 @@ import contextlib
 import os
 import stat
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.records import Records
+from dray.linux.trees import copy_xattrs, remove_path, tree_usage
 from dray.runtime.model import Mount
 from dray.store.layers.extract import Applied, NeedsLower
-from dray.store.layers.lower import LowerLayers, adopt, copy_xattrs
+from dray.store.layers.lower import LowerLayers, adopt
 from dray.store.layers.unpack import unpack_layer
 from dray.store.ledger import Ledger
 from dray.store.snapshots import Change, Info, LayerRecord, LayerSource, Progress, SnapshotRecord, Usage, check_key
-from dray.store.trash import remove_path, tree_usage
 
 _ROOT_MODE = 0o755  # of a file system that no layer says anything about, whatever the umask is
+_SPARES = 8
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 
 
@@ -51,12 +54,12 @@ class Overlay:
     name = "overlay2"
 
     def __init__(self, root: str | os.PathLike[str], records: Records) -> None:
-        self._root = Path(root).absolute() / "overlay2"
+        self._root = Path(root).absolute()
         if set(":,\\") & set(str(self._root)):
             raise InvalidParameter(
                 f"{self._root}: overlay2 needs a data root without ':', ',' and backslash in it"
             )
-        self._ledger = Ledger(self._root, records, own=("l",))
+        self._ledger = Ledger(self._root, records, self.name, own=("l",))
         self._links = self._root / "l"
         self._links.mkdir(mode=0o700, exist_ok=True)
         known = self._ledger.folders()
@@ -64,6 +67,7 @@ class Overlay:
             if name not in known:
                 os.unlink(self._links / name)
         self._options = _fixed_options()
+        self._spares: deque[str] = deque()
         self._unpacking = threading.Lock()
 
     def close(self) -> None:
@@ -85,32 +89,49 @@ class Overlay:
         check_key(key)
         if key in self._ledger.snapshots:
             raise Conflict(f"snapshot {key} already exists")
-        record = SnapshotRecord(self._ledger.folder(), parent, read_only)
         lower = self._ledger.chain(parent)
-        folder = self._make(record.folder, f"{self._root}/{lower[0].folder}/diff" if lower else None)
-        os.mkdir(folder + "/work", 0o700)
         try:
+            name = self._spares.popleft()
+        except IndexError:
+            name = self._blank()
+        record = SnapshotRecord(name, parent, read_only)
+        try:
+            self._shape(name, lower)
             self._ledger.add_snapshot(key, record)
         except BaseException:
             self._discard(record.folder)
             raise
+        self._ledger.trash.later(self._refill)
         return self._describe(record)
 
-    def _make(self, name: str, model: str | None) -> str:
-        """Make a snapshot's folder with `diff`, whose attributes are those of the directory `model`."""
+    def _blank(self) -> str:
+        """Make the directories of a snapshot that is not anybody's yet."""
+        name = self._ledger.folder()
         folder = f"{self._root}/{name}"
-        diff = folder + "/diff"
-        os.mkdir(folder, 0o700)
-        os.mkdir(diff, _ROOT_MODE)
-        if model is None:
+        for path, mode in ((folder, 0o700), (folder + "/diff", _ROOT_MODE), (folder + "/work", 0o700)):
+            os.mkdir(path, mode)
+        return name
+
+    def _refill(self) -> None:
+        """Keep a few blanks, made while nobody waits. A crash leaves them to the next start, which removes them."""
+        while len(self._spares) < _SPARES:
+            try:
+                self._spares.append(self._blank())
+            except OSError:
+                return  # a full disk is reported to whoever asks for a snapshot
+
+    def _shape(self, name: str, lower: Sequence[LayerRecord]) -> None:
+        """Give a snapshot's `diff` the attributes of the root that its mount is to show: those of the layer below."""
+        diff = f"{self._root}/{name}/diff"
+        if not lower:
             os.chmod(diff, _ROOT_MODE)
-            return folder
+            return
+        model = f"{self._root}/{lower[0].folder}/diff"
         status = os.stat(model)
         if status.st_uid or status.st_gid:
             os.chown(diff, status.st_uid, status.st_gid)
         os.chmod(diff, stat.S_IMODE(status.st_mode))
         copy_xattrs(os.fsencode(model), os.fsencode(diff))
-        return folder
 
     def _link(self, name: str) -> None:
         """Give a layer its short name."""
@@ -138,17 +159,18 @@ class Overlay:
         if record.read_only:
             return [Mount("overlay", "overlay", (f"lowerdir={':'.join([diff, *lower])}", *self._options, "ro"))]
         if not os.path.isdir(work):
-            self._restore(record, self._ledger.chain(record.parent)[0])
+            self._restore(record)
         options = (f"lowerdir={':'.join(lower)}", f"upperdir={diff}", f"workdir={work}", *self._options)
         return [Mount("overlay", "overlay", options)]
 
-    def _restore(self, record: SnapshotRecord, below: LayerRecord) -> None:
+    def _restore(self, record: SnapshotRecord) -> None:
         """Make the directories of a snapshot again that a power loss took before they were on disk."""
         folder = self._root / record.folder
-        if not folder.exists():
-            self._make(record.folder, str(self._root / below.folder / "diff"))
-        (folder / "diff").mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         (folder / "work").mkdir(mode=0o700, exist_ok=True)
+        if not (folder / "diff").is_dir():
+            (folder / "diff").mkdir(mode=_ROOT_MODE)
+            self._shape(record.folder, self._ledger.chain(record.parent))
 
     def upper(self, key: str) -> Path:
         """See `Snapshots`."""
@@ -174,7 +196,10 @@ class Overlay:
 
     def _unpack(self, missing: list[LayerSource], folders: dict[str, str], progress: Progress | None) -> None:
         def one(layer: LayerSource, lower: LowerLayers | None = None) -> Applied | None:
-            folder = self._make(folders[layer.chain_id], None)
+            folder = f"{self._root}/{folders[layer.chain_id]}"
+            os.mkdir(folder, 0o700)
+            os.mkdir(folder + "/diff", _ROOT_MODE)
+            self._shape(folders[layer.chain_id], ())
 
             def tell(done: int) -> None:
                 if progress:

@@ -1,6 +1,6 @@
 """The vfs storage driver: every snapshot is a whole copy. Slow and large, and it works on any file system.
 
-    <root>/vfs/                   0700
+    <root>/                       0700
         <folder>/dir/             the whole file system of a layer or a container
         trash/                    see `trash`
 
@@ -18,12 +18,11 @@ from pathlib import Path
 
 from dray.base.errors import NotFound
 from dray.base.records import Records
+from dray.linux.trees import copy_tree, tree_usage
 from dray.runtime.model import Mount
-from dray.store.layers.copy import copy_tree
 from dray.store.layers.unpack import unpack_layer
 from dray.store.ledger import Ledger
 from dray.store.snapshots import Change, Info, LayerRecord, LayerSource, Progress, SnapshotRecord, Usage, check_key
-from dray.store.trash import tree_usage
 
 _ROOT_MODE = 0o755
 
@@ -34,8 +33,8 @@ class Vfs:
     name = "vfs"
 
     def __init__(self, root: str | os.PathLike[str], records: Records) -> None:
-        self._root = Path(root).absolute() / "vfs"
-        self._ledger = Ledger(self._root, records)
+        self._root = Path(root).absolute()
+        self._ledger = Ledger(self._root, records, self.name)
         self._unpacking = threading.Lock()
 
     def close(self) -> None:

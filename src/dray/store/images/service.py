@@ -124,9 +124,8 @@ class Images:
         )  # fmt: skip
 
     def _chains(self, target: Descriptor) -> Iterator[list[str]]:
-        for descriptor in self._reading.manifests(target):
-            with contextlib.suppress(DrayError):
-                yield self._reading.found(descriptor).chain
+        for found in self.founds(target):
+            yield found.chain
 
     def raw_config(self, image: Image) -> bytes:
         """Return an image's config as it is stored."""
@@ -206,6 +205,16 @@ class Images:
     def choose(self, target: Descriptor, platform: Platform | None = None) -> Found:
         """Return a target's manifest for a platform (None: the best for this host); NotFound if it has none."""
         return self._reading.choose(target, platform)
+
+    def founds(self, target: Descriptor) -> Iterator[Found]:
+        """Yield every image manifest of a target that can be read."""
+        for descriptor in self._reading.manifests(target):
+            with contextlib.suppress(DrayError):
+                yield self._reading.found(descriptor)
+
+    def blobs(self, target: Descriptor) -> Iterator[Descriptor]:
+        """Yield every descriptor that a target leads to, itself included, here or not."""
+        return self._reading.blobs(target)
 
     def complete(self, target: Descriptor) -> bool:
         """Tell whether, of every manifest of a target that is here, all other content is here too.

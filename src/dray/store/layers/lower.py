@@ -7,19 +7,18 @@ merged view, so the lookup begins again with the name it leads to.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from dray.base.errors import InvalidParameter
+from dray.linux.trees import copy_file, copy_xattrs
 from dray.store.layers.extract import OPAQUE_XATTR, Applied
 from dray.store.layers.tree import Tree, clean_link
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS = 40
-_OVERLAY = ("trusted.overlay.", "user.overlay.")
 
 
 def is_whiteout(status: os.stat_result) -> bool:
@@ -147,84 +146,3 @@ def _copy_directory(source: int, base: bytes, root: int, path: bytes) -> None:
             os.close(new)
     finally:
         os.close(old)
-
-
-def copy_file(source: int, base: bytes, target: int, name: bytes) -> None:
-    """Copy one file that is not a directory, with owner, mode, xattrs and times. Sockets are not copied."""
-    status = os.lstat(base, dir_fd=source)
-    mode = stat.S_IMODE(status.st_mode)
-    if stat.S_ISREG(status.st_mode):
-        old = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            new = os.open(name, flags, 0o600, dir_fd=target)
-            try:
-                copy_data(old, new, status.st_size)
-                os.fchown(new, status.st_uid, status.st_gid)
-                os.fchmod(new, mode)
-                copy_xattrs(old, new)
-                os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
-            finally:
-                os.close(new)
-        finally:
-            os.close(old)
-        return
-    if stat.S_ISSOCK(status.st_mode):
-        return
-    if stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(base, dir_fd=source), name, dir_fd=target)
-    else:
-        os.mknod(name, stat.S_IFMT(status.st_mode) | mode, status.st_rdev, dir_fd=target)
-    os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
-    if not stat.S_ISLNK(status.st_mode):
-        os.chmod(name, mode, dir_fd=target)
-    copy_xattrs(b"/proc/self/fd/%d/%s" % (source, base), b"/proc/self/fd/%d/%s" % (target, name))
-    os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
-
-
-def copy_data(old: int, new: int, size: int) -> None:
-    """Copy a file's data in the kernel, holes kept."""
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(old, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break  # a hole to the end
-            raise
-        end = os.lseek(old, start, os.SEEK_HOLE)
-        at = start
-        while at < end:
-            try:
-                count = os.copy_file_range(old, new, end - at, at, at)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                count = os.pwrite(new, os.pread(old, min(end - at, 1 << 20), at), at)
-            if not count:
-                break
-            at += count
-    os.ftruncate(new, size)
-
-
-def copy_xattrs(old: int | bytes, new: int | bytes) -> None:
-    """Copy extended attributes, except overlayfs's own; a file system without them is no error."""
-    follow = isinstance(old, int)
-    try:
-        names: Iterable[str] = os.listxattr(old) if follow else os.listxattr(old, follow_symlinks=False)
-    except OSError as error:
-        if error.errno == errno.ENOTSUP:
-            return
-        raise
-    for name in names:
-        if name.startswith(_OVERLAY):
-            continue
-        try:
-            if follow:
-                os.setxattr(new, name, os.getxattr(old, name))
-            else:
-                value = os.getxattr(old, name, follow_symlinks=False)
-                os.setxattr(new, name, value, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.ENODATA):
-                raise

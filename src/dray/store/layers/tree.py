@@ -15,7 +15,7 @@ from collections import OrderedDict
 
 from dray.base.errors import InvalidParameter
 from dray.linux import libc
-from dray.store.trash import remove_at
+from dray.linux.trees import remove_at
 
 _RESOLVE = libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -14,7 +14,6 @@ import msgspec
 
 from dray.base import reference
 from dray.base.errors import InvalidParameter, NotFound
-from dray.oci import platform as platforms
 from dray.oci.image import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
@@ -28,7 +27,7 @@ from dray.oci.image import (
     parse_config,
     parse_document,
 )
-from dray.oci.platform import Platform
+from dray.oci.platform import Platform, host
 from dray.store.content import Lease
 from dray.store.images.model import Image
 from dray.store.images.service import Images
@@ -78,13 +77,14 @@ def load(
     images: Images,
     stream: Readable,
     *,
-    report: Report = silent,
-    platform: Sequence[Platform] = (),
+    progress: Report = silent,
+    platforms: Sequence[Platform] = (),
     quiet: bool = False,
 ) -> list[Loaded]:
     """Load every image of the archive in `stream`; blocking, to be called in a worker thread.
 
-    platform: bring in only these platforms of a multi-platform image (empty: all that the archive has)
+    progress: receives the messages (see `progress`), from worker threads
+    platforms: bring in only these platforms of a multi-platform image (empty: all that the archive has)
     quiet: no progress, only the `Loaded image` lines
 
     InvalidParameter if the archive is damaged, hostile or no image archive; then nothing is listed. The images are
@@ -95,19 +95,17 @@ def load(
         wanted = _oci(images, spooled) if spooled.find("index.json") else _docker(images, spooled, lease)
         loaded = []
         for item in wanted:
-            _check(images, item, platform)
-            loaded.append(_admit(images, item, report, platform, quiet=quiet))
+            _check(images, item, platforms)
+            loaded.append(_admit(images, item, progress, platforms, quiet=quiet))
     images.collect()
     return loaded
 
 
-def _admit(
-    images: Images, item: _Wanted, report: Report, wanted: Sequence[Platform], *, quiet: bool
-) -> Loaded:  # fmt: skip
+def _admit(images: Images, item: _Wanted, report: Report, wanted: Sequence[Platform], *, quiet: bool) -> Loaded:
     """Unpack an image for this host (or the platform asked for) and give it its names."""
-    progress = None if quiet else LayerProgress(report, "Loading layer")
-    for platform in wanted or [platforms.host()]:
-        images.unpack(item.target, platform, progress)
+    bars = None if quiet else LayerProgress(report, "Loading layer")
+    for platform in wanted or [host()]:
+        images.unpack(item.target, platform, bars)
     image = images.put(item.names, item.target)
     familiar = tuple(reference.parse(name).familiar for name in item.names)
     images.notify("load", image, name=familiar[0] if familiar else None)

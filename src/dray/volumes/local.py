@@ -1,0 +1,302 @@
+"""The local volume driver: directories that outlive containers.
+
+    <root>/<name>/_data      a volume's files; its mount point
+    <root>/.trash/<random>   a volume on its way out
+
+Volumes are records (kind `volume`, key name). A volume made with options (`type`, `o`, `device`, as for mount(8)) is
+mounted on its `_data` when a container first needs it, so that all containers share one mount, and unmounted when
+the last one is gone; with `o=bind` nothing is mounted, containers bind the device itself.
+
+Invariants: a record is written after its directory is there, and is marked before the directory goes, so that after
+a crash a half-removed volume is removed, and data whose record was lost is shown again, never deleted. Who uses a
+volume is the engine's knowledge; it is told to `remove` and `release` by the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.records import Change, Records
+from dray.linux import libc, mounts, trees
+from dray.runtime.model import Mount
+
+ANONYMOUS = "com.docker.volume.anonymous"
+_KIND = "volume"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
+_OPTIONS = ("type", "o", "device", "size")
+_NEEDED = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
+_MODE = 0o755
+
+
+class Volume(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A volume. `created` is unix nanoseconds; `removing` marks one whose removal has begun."""
+
+    name: str
+    mountpoint: str = ""
+    driver: str = "local"
+    created: int = 0
+    labels: dict[str, str] = {}
+    options: dict[str, str] = {}
+    removing: bool = False
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Volume).decode
+
+
+def check_name(name: str) -> None:
+    """Refuse a name in Docker's words."""
+    if len(name) == 1:
+        raise InvalidParameter("volume name is too short, names should be at least two alphanumeric characters")
+    if not _NAME.fullmatch(name) or len(name) > 255:
+        raise InvalidParameter(
+            f'create {name}: "{name}" includes invalid characters for a local volume name, only '
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
+        )
+
+
+def check_options(name: str, options: Mapping[str, str]) -> None:
+    """Refuse options that the local driver does not know, or cannot do, in Docker's words."""
+    for option in options:
+        if option not in _OPTIONS:
+            raise InvalidParameter(f'create {name}: invalid option: "{option}"')
+    for option, needed in _NEEDED.items():
+        for other in needed:
+            if option in options and other not in options:
+                raise InvalidParameter(f'create {name}: missing required option: "{other}"')
+    if "size" in options:
+        raise InvalidParameter(f"create {name}: quota size requested but no quota support")
+
+
+class Volumes:
+    """All local volumes below `root`. Thread-safe; methods that touch files belong off the event loop."""
+
+    def __init__(self, root: str | os.PathLike[str], records: Records) -> None:
+        self._root = Path(root).absolute()
+        self._records = records
+        self._lock = threading.RLock()
+        self._root.mkdir(mode=0o701, parents=True, exist_ok=True)
+        os.chmod(self._root, 0o701)  # a container's own user may pass through to its volume, not list them
+        self._trash = self._root / ".trash"
+        self._trash.mkdir(mode=0o700, exist_ok=True)
+        self._volumes = {key: _decode(value) for key, value in records.scan(_KIND)}
+        self._recover()
+
+    def _recover(self) -> None:
+        """Finish removals, remake directories that were lost, adopt data without a record."""
+        for volume in list(self._volumes.values()):
+            if volume.removing:
+                self._discard(volume)
+            else:
+                self._data(volume.name).mkdir(mode=_MODE, parents=True, exist_ok=True)
+        for entry in os.scandir(self._root):
+            if entry.name in self._volumes or not _NAME.fullmatch(entry.name):
+                continue
+            data = self._data(entry.name)
+            if not data.is_dir() or not any(data.iterdir()):
+                self._throw(entry.name)
+            else:
+                self._save(Volume(entry.name, str(data), created=time.time_ns()))
+        self._empty_trash()
+
+    def _data(self, name: str) -> Path:
+        return self._root / name / "_data"
+
+    def _save(self, volume: Volume) -> None:
+        self._records.write([Change(_KIND, volume.name, _encode(volume))])
+        self._volumes[volume.name] = volume
+
+    # --- the verbs
+
+    def create(
+        self,
+        name: str = "",
+        *,
+        driver: str = "local",
+        options: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Volume:
+        """Make a volume, or return the one that has the name. Without a name it is anonymous: 64 hex digits.
+
+        InvalidParameter for a bad name or option, NotFound for an unknown driver, Conflict for another driver's name.
+        """
+        labels, options = dict(labels or {}), dict(options or {})
+        if not name:
+            name = secrets.token_hex(32)
+            labels.setdefault(ANONYMOUS, "")
+        check_name(name)
+        if driver not in ("", "local"):
+            raise NotFound(
+                f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found'
+            )  # fmt: skip
+        with self._lock:
+            existing = self._volumes.get(name)
+            if existing is not None:
+                return existing
+            check_options(name, options)
+            data = self._data(name)
+            data.parent.mkdir(mode=0o701, exist_ok=True)
+            data.mkdir(mode=_MODE, exist_ok=True)
+            data.chmod(_MODE)
+            volume = Volume(name, str(data), created=time.time_ns(), labels=labels, options=options)
+            self._save(volume)
+            return volume
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a volume of that name."""
+        return name in self._volumes
+
+    def inspect(self, name: str) -> Volume:
+        """Return a volume; NotFound in Docker's words if there is none."""
+        volume = self._volumes.get(name)
+        if volume is None:
+            raise NotFound(f"get {name}: no such volume")
+        return volume
+
+    def is_anonymous(self, name: str) -> bool:
+        """Tell whether a volume was made without a name (prune takes these first)."""
+        volume = self._volumes.get(name)
+        return volume is not None and ANONYMOUS in volume.labels
+
+    def remove(self, name: str, *, force: bool = False, in_use: Sequence[str] = ()) -> None:
+        """Remove a volume and all its files.
+
+        NotFound if it is not there (with `force`: nothing happens); Conflict while containers (`in_use`, their ids)
+        have it, in Docker's words, or while something holds its mount busy.
+        """
+        with self._lock:
+            if name not in self._volumes and force:
+                return
+            volume = self.inspect(name)
+            if in_use:
+                raise Conflict(f"remove {name}: volume is in use - [{', '.join(in_use)}]")
+            self.release(name)
+            self._save(msgspec.structs.replace(volume, removing=True))
+            self._discard(volume)
+        self._empty_trash()
+
+    def _discard(self, volume: Volume) -> None:
+        self._unmount(volume)
+        self._throw(volume.name)
+        self._records.write([Change(_KIND, volume.name, None)])
+        self._volumes.pop(volume.name, None)
+
+    def _throw(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._root / name, self._trash / secrets.token_hex(8))
+
+    def _empty_trash(self) -> None:
+        lift = os.open(self._trash, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            while names := os.listdir(lift):
+                before = set(names)
+                for name in names:
+                    with contextlib.suppress(OSError):
+                        trees.remove_at(lift, os.fsencode(name), lift=lift)
+                if set(os.listdir(lift)) >= before:
+                    return  # what cannot be removed now is tried again with the next removal
+        finally:
+            os.close(lift)
+
+    def size(self, name: str) -> int:
+        """Return the apparent bytes of a volume's files (walks them)."""
+        return trees.tree_usage(self.inspect(name).mountpoint)[0]
+
+    # --- what containers see
+
+    def mounts_for(self, name: str) -> Mount:
+        """Return the bind mount that shows a volume, after mounting what its options say.
+
+        InvalidParameter, in Docker's words and naming the device, if that cannot be mounted.
+        """
+        volume = self.inspect(name)
+        words = [word for word in volume.options.get("o", "").split(",") if word]
+        if not volume.options:
+            return Mount("bind", volume.mountpoint, ("rbind", "rw"))
+        if "bind" in words or "rbind" in words:
+            device = volume.options["device"]
+            if not os.path.exists(device):
+                raise _failed(volume, "no such file or directory", libc.MS_BIND)
+            return Mount("bind", device, ("rbind", *(word for word in words if word not in ("bind", "rbind"))))
+        with self._lock:
+            if not os.path.ismount(volume.mountpoint):
+                self._mount(volume, words)
+        return Mount("bind", volume.mountpoint, ("rbind", "ro" if "ro" in words else "rw"))
+
+    def _mount(self, volume: Volume, words: list[str]) -> None:
+        kind, device = volume.options["type"], volume.options["device"]
+        options = mounts.parse_options(_resolved(words))
+        try:
+            mounts.mount_filesystem(kind, device, volume.mountpoint, options)
+        except OSError as error:
+            raise _failed(volume, os.strerror(error.errno or 0).lower(), options.flags) from error
+
+    def release(self, name: str) -> None:
+        """Unmount what `mounts_for` has mounted; to be called when no running container has the volume any more."""
+        with self._lock:
+            self._unmount(self.inspect(name))
+
+    def _unmount(self, volume: Volume) -> None:
+        if volume.options and os.path.ismount(volume.mountpoint):
+            try:
+                libc.umount2(volume.mountpoint, libc.UMOUNT_NOFOLLOW)
+            except OSError as error:
+                raise Conflict(f"remove {volume.name}: volume is busy: {error.strerror}") from error
+
+    def copy_up(self, name: str, source: str | os.PathLike[str] | int) -> bool:
+        """Fill a volume that is still empty with what the image has in its place; tell whether it was.
+
+        source: that directory, by path or by descriptor (opened beneath the container's root by the caller). Owners,
+        modes, times, xattrs, links and devices are kept; the volume's own root takes those of `source`.
+        """
+        volume = self.inspect(name)
+        if volume.options:
+            return False
+        data = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with self._lock, os.scandir(data) as entries:
+                if next(entries, None) is not None:
+                    return False
+                trees.copy_tree(source, data)
+        finally:
+            os.close(data)
+        return True
+
+    def list(self) -> list[Volume]:
+        """Return all volumes, by name."""
+        return [self._volumes[name] for name in sorted(self._volumes)]
+
+
+def _failed(volume: Volume, reason: str, flags: int) -> InvalidParameter:
+    return InvalidParameter(
+        f"error while mounting volume '{volume.mountpoint}': failed to mount local volume: "
+        f"mount {volume.options['device']}:{volume.mountpoint}, flags: {flags:#x}: {reason}"
+    )
+
+
+def _resolved(words: Sequence[str]) -> Sequence[str]:
+    """Replace a host name in `addr=` by its address: nfs and cifs in the kernel know only addresses."""
+    import socket
+
+    resolved = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "addr" and value and not re.fullmatch(r"[0-9.]+|[0-9a-fA-F:]+", value):
+            try:
+                value = str(socket.getaddrinfo(value, None, type=socket.SOCK_STREAM)[0][4][0])
+            except OSError as error:
+                raise InvalidParameter(
+                    f"error resolving passed in network volume address: {value}: {error}"
+                ) from error
+        resolved.append(f"addr={value}" if key == "addr" else word)
+    return resolved
