@@ -25,6 +25,8 @@ from dray.store.snapshots import Snapshots
 
 KILL_PATIENCE = 10.0  # seconds after SIGKILL before we say that the process cannot be killed
 
+OPENING_PATIENCE = 5.0  # seconds that a removal waits for log readers to open their files
+
 
 class Lifecycle:
     """The state changes of containers. Every public verb takes the container's lock for as long as it changes
@@ -346,6 +348,9 @@ class Lifecycle:
         exit_code = container.state.exit_code
         container.state.status, container.record.remove_volumes = "removing", volumes
         self._registry.save(container)  # a daemon killed from here on finishes the removal when it starts
+        for opening in list(container.opening):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(opening.wait(), OPENING_PATIENCE)
         attributes = self.attributes(container)
         await self.finish_removal(container)
         self._events.publish("container", "destroy", container.id, attributes)
