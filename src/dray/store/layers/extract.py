@@ -93,6 +93,9 @@ class Extractor:
         self._budget = budget
         self._lower = lower
         self._umask = _umask()
+        # Below a set-group-id directory a new file gets its group, below a default ACL another mode: once there may
+        # be such a directory, owner and mode of everything are set, needed or not.
+        self._inherits = not overlay
         self._times: dict[bytes, int] = {}  # directories get their time last, when nothing changes them any more
         self._own: set[bytes] = set()  # PLAIN form: what this layer has put there
         self._whited: set[bytes] = set()  # whiteouts standing where this layer may yet put something
@@ -190,9 +193,9 @@ class Extractor:
                 self._sparse(fd, entry)
             elif entry.size:
                 self._fill(fd, entry)
-            if entry.uid or entry.gid:
+            if self._inherits or entry.uid or entry.gid:
                 os.fchown(fd, entry.uid, entry.gid)
-            if mode & (0o7000 | self._umask):
+            if self._inherits or mode & (0o7000 | self._umask):
                 os.fchmod(fd, mode)
             if entry.xattrs:
                 self._set_xattrs(fd, entry)
@@ -242,7 +245,10 @@ class Extractor:
         # Always: a directory may have stood here before, with another owner.
         os.fchown(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode & 0o7777)
+        if entry.mode & stat.S_ISGID:
+            self._inherits = True
         if entry.xattrs:
+            self._inherits = True
             self._set_xattrs(fd, entry)
 
     def _symlink(self, entry: Entry, path: bytes, parent: int, base: bytes) -> None:
@@ -252,7 +258,7 @@ class Extractor:
             self._make_room(parent, base, path)
             parent = self._tree.directory(path.rpartition(b"/")[0])
             os.symlink(entry.linkname, base, dir_fd=parent)
-        if entry.uid or entry.gid:
+        if self._inherits or entry.uid or entry.gid:
             os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         self._late_attributes(entry, parent, base)
 
@@ -275,9 +281,9 @@ class Extractor:
             self._make_room(parent, base, path)
             parent = self._tree.directory(path.rpartition(b"/")[0])
             os.mknod(base, kind | mode, device, dir_fd=parent)
-        if entry.uid or entry.gid:
+        if self._inherits or entry.uid or entry.gid:
             os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-        if mode & (0o7000 | self._umask):
+        if self._inherits or mode & (0o7000 | self._umask):
             os.chmod(base, mode, dir_fd=parent)  # not a link: mknod has just made it, and nobody else is here
         self._late_attributes(entry, parent, base)
 
