@@ -548,6 +548,7 @@ def test_killed_at_any_moment_of_a_load(reopen: Callable[[], Store], tmp_path: P
 def test_a_power_loss_after_load_is_repaired_from_the_blobs(
     reopen: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("dray.store.ledger.Ledger.settle_later", lambda self: None)
     store = reopen()
     load(store.images, Pipe(ONE))
     image = store.images.resolve("one:1")
