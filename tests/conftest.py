@@ -91,6 +91,7 @@ class House:
         self.engine.load(cache.busybox_archive())
         # What an engine makes once and keeps (parent cgroups, chains) belongs to the baseline.
         self.engine.ok("run", "--rm", "-p", "127.0.0.1::80", "-m", "64m", "busybox", "true")
+        self.engine.ok("run", "--rm", "--network", "host", "busybox", "true")
         self.baseline = self.snapshot()
         return self.engine
 

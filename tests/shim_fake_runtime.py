@@ -19,7 +19,7 @@ from dray.base.errors import Conflict, NotFound, StartError
 from dray.runtime.model import CreateRequest, ExecRequest, Runtime, Started, Stdio
 
 
-def select(path: str, arguments: Sequence[str]) -> Runtime:
+def select(path: str, arguments: Sequence[str], run_dir: str) -> Runtime:
     return FakeRuntime()
 
 

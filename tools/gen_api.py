@@ -145,7 +145,6 @@ OMIT = {
     "HealthSummary": "Status FailingStreak",
     "ImageInspect": "Parent DockerVersion Comment Author Variant OsVersion Created Manifests",
     "ImageSummary": "Manifests",
-    "ImageMetadata": "LastTagTime",
     "RootFS": "Layers",
     "ImageDeleteResponseItem": "Untagged Deleted",
     "OCIDescriptor": "urls annotations data artifactType",
@@ -234,6 +233,11 @@ OPTIONAL = {
     "ContainerSummary": "SizeRw SizeRootFs",
     "BuildCache": "LastUsedAt",
     "AttestationStatement": "Statement",
+    "ImageInspect": "Identity",
+    "ManifestImageData": "Identity",
+    "SwarmInfo": "Cluster",
+    "Volume": "ClusterVolume",
+    "VolumeCreateRequest": "ClusterVolumeSpec",
 }
 
 # A structure that is part of its parent by value: always encoded.
@@ -262,7 +266,19 @@ BY_VALUE = {
 PLAIN = {"ContainerInspectResponse": "Created LogPath"}
 
 # Defaults that are neither zero nor empty.
-DEFAULTS = {("HostConfig", "ConsoleSize"): "no_console"}
+DEFAULTS = {
+    ("HostConfig", "ConsoleSize"): "no_console",
+    ("ContainerState", "StartedAt"): "no_time",
+    ("ContainerState", "FinishedAt"): "no_time",
+    ("HealthcheckResult", "Start"): "no_time",
+    ("HealthcheckResult", "End"): "no_time",
+    ("ContainerStatsResponse", "read"): "no_time",
+    ("ContainerStatsResponse", "preread"): "no_time",
+    ("ImageMetadata", "LastTagTime"): "no_time",
+    ("NetworkSummary", "Created"): "no_time",
+    ("NetworkInspect", "Created"): "no_time",
+    ("BuildCache", "CreatedAt"): "no_time",
+}
 
 # Types that swagger cannot say or says loosely.
 TYPES = {
@@ -328,6 +344,11 @@ def new_dict() -> dict[str, Any]:
 def no_console() -> list[int]:
     """Return a console of unknown height and width."""
     return [0, 0]
+
+
+def no_time() -> str:
+    """Return Go's zero time: clients parse these fields, so they are never empty."""
+    return "0001-01-01T00:00:00Z"
 
 
 class Empty(Struct):

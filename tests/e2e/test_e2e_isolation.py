@@ -13,7 +13,7 @@ def test_first_process(engine: Engine) -> None:
     engine.ok("run", "-d", "--name", "box", "busybox", "sleep", "600")
     pid = engine.state("box")["Pid"]
     assert pid > 1
-    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\0600\0"
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00600\x00"
     inside = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid")]
     assert inside[0].split()[-1] == "1"
     # The host's processes are not there: only pid 1 and the exec itself.

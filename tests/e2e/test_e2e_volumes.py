@@ -133,7 +133,7 @@ def test_mount_flags(engine: Engine, folder: Path) -> None:
             "--mount",
             f"type=bind,src={folder},dst=/b,readonly",
             "--mount",
-            "type=volume,src=v,dst=/v",
+            "type=volume,src=named,dst=/v",
         ),
         *("--mount", "type=tmpfs,dst=/t,tmpfs-size=1048576,tmpfs-mode=1770", "busybox"),
         *("sh", "-c", "cat /b/file; touch /v/x; stat -c %a /t; grep -E ' /(b|t) ' /proc/mounts | cut -d' ' -f4"),
@@ -152,7 +152,7 @@ def test_volume_in_use_is_not_removed(engine: Engine) -> None:
 
 
 def test_volume_commands(engine: Engine) -> None:
-    assert engine.ok("volume", "create", "-l", "a=1", "one") == "one"
+    assert engine.ok("volume", "create", "--label", "a=1", "one") == "one"
     assert engine.ok("volume", "create", "one") == "one"
     body = engine.inspect("one", kind="volume")
     assert (body["Driver"], body["Labels"], body["Scope"]) == ("local", {"a": "1"}, "local")

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from dray.base.records import Change
@@ -105,6 +106,7 @@ class Server:
     """A TCP or UDP server in a namespace that answers with the peer's address and what it got."""
 
     def __init__(self, netns: int | None, port: int, *, udp: bool = False, family: int = socket.AF_INET) -> None:
+        self.received: list[bytes] = []
         kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
         with entered(netns) if netns is not None else contextlib.nullcontext():
             self._socket = socket.socket(family, kind)
@@ -132,6 +134,9 @@ class Server:
         with contextlib.suppress(OSError):
             while True:
                 data, peer = self._socket.recvfrom(65536)
+                if peer is None:  # shut down
+                    return
+                self.received.append(data)
                 self._socket.sendto(f"{peer[0]} {data.decode()}".encode(), peer)
 
     def close(self) -> None:
@@ -161,8 +166,6 @@ def say(
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    import time
-
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -14,6 +14,7 @@ from typing import Any
 from dray.runtime.lifecycle import BuiltinRuntime
 from dray.runtime.model import CreateRequest, ExecRequest, Mount, Started, Stdio
 
+CGROUP = f"/dray-runtime-test-{os.getpid()}"  # of the test session, also in what it forks
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CAPABILITIES = [
     f"CAP_{name}"
@@ -30,9 +31,28 @@ def make_root(directory: Path) -> Path:
     busybox = shutil.which("busybox")
     assert busybox is not None, "these tests need busybox-static"
     shutil.copy(busybox, directory / "bin/busybox")
-    for applet in (
-        "sh ls cat id env mount grep hostname sleep true tty stty readlink head touch ps ulimit wc stat mkdir"
-    ).split():
+    for applet in [
+        "sh",
+        "ls",
+        "cat",
+        "id",
+        "env",
+        "mount",
+        "grep",
+        "hostname",
+        "sleep",
+        "true",
+        "tty",
+        "stty",
+        "readlink",
+        "head",
+        "touch",
+        "ps",
+        "ulimit",
+        "wc",
+        "stat",
+        "mkdir",
+    ]:
         (directory / "bin" / applet).symlink_to("busybox")
     (directory / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nada:x:1000:1000::/home/ada:/bin/sh\n")
     return directory
@@ -61,7 +81,15 @@ def docker_spec(*args: str) -> dict[str, Any]:
             mount_entry("/proc", "proc", "proc", *quiet),
             mount_entry("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
             mount_entry(
-                "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
+                "/dev/pts",
+                "devpts",
+                "devpts",
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
             ),
             mount_entry("/sys", "sysfs", "sysfs", *quiet, "ro"),
             mount_entry("/sys/fs/cgroup", "cgroup", "cgroup", "ro", *quiet),
@@ -103,7 +131,7 @@ class Box:
     def create(self, spec: dict[str, Any], **extra: Any) -> tuple[str, Started]:
         self.count += 1
         id = f"dray-test-{os.getpid()}-{self.bundle.name}-{self.count}"
-        spec["linux"]["cgroupsPath"] = f"/dray-runtime-test-{os.getpid()}/{id}"
+        spec["linux"]["cgroupsPath"] = f"{CGROUP}/{id}"
         started = self.runtime.create(CreateRequest(id, self.bundle, spec, self.rootfs(), **extra))
         self.live[id] = started.pid
         return id, started

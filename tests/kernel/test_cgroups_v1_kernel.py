@@ -12,7 +12,6 @@ import pytest
 from dray.base.errors import Conflict, InvalidParameter, Unsupported
 from dray.linux import cgroups
 from dray.linux.cgroups import layout
-from dray.linux.cgroups.capabilities import capabilities
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or layout.current().version != 1, reason="needs root and cgroup v1 controllers"
@@ -296,7 +295,7 @@ def test_block_io_throttle(make):
 
 
 def test_capabilities_are_what_is_mounted():
-    have = capabilities()
+    have = cgroups.capabilities()
     assert have.version == 1
     assert have.memory_limit == ("memory" in layout.current().mounts)
     assert have.system_info()["CgroupVersion"] == "1"

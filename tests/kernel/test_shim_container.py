@@ -174,6 +174,38 @@ async def test_a_killed_shim_kills_the_container_and_its_cgroup(bench):
     await task.release()
 
 
+@pytest.mark.parametrize("name", ["runc", "crun"])
+async def test_an_external_runtime_behind_the_same_shim(bench, name):
+    binary = shutil.which(name)
+    if binary is None:
+        pytest.skip(f"{name} is not installed")
+    request = bench.container("sh", "-c", "cat; exit 4", runtime=binary, open_stdin=True, stdin_once=True)
+    client, attached = attachment(stdin=True, framed=False)
+    with client:
+        try:
+            task = await bench.tasks.create(request, attachments=[attached])
+        except StartError as error:
+            if "hybrid" in str(error):
+                pytest.skip(f"{name} does not run on this machine: {error}")
+            raise
+        process = {"cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
+        await task.exec(ExecCreate("a", {**process, "args": ["sh", "-c", "exit 9"]}))
+        assert await bench.listener.event("exec_exited") == ("exec_exited", "a", 9)
+        client.sendall(b"through\n")
+        client.shutdown(socket.SHUT_WR)
+        assert await read_all(client) == b"through\n"
+    assert (await task.wait()).exit_code == 4
+    await task.release()
+    assert not Path(request.run_dir).exists()
+
+    request = bench.container("sleep", "1000", runtime=binary)
+    task = await bench.tasks.create(request)
+    os.kill(int((Path(request.run_dir) / "shim.pid").read_text()), signal.SIGKILL)
+    await bench.listener.event("lost")
+    assert not Path(f"/proc/{task.pid}").exists() or "Z" in Path(f"/proc/{task.pid}/stat").read_text()
+    await task.release()
+
+
 async def test_memory_that_runs_out_is_told(bench):
     request = bench.container("tail", "/dev/zero", resources={"memory": {"limit": 8 << 20, "swap": 8 << 20}})
     task = await bench.tasks.create(request)

@@ -18,7 +18,12 @@ def file(tmp_path):
 
 def test_flags_and_file_are_one_configuration(file):
     loaded, _ = config.load([*file({"mtu": 1400, "log-opts": {"max-size": "1m"}}), "--icc=false", "-D"])
-    assert (loaded["mtu"], loaded["icc"], loaded["debug"], loaded["log-opts"]) == (1400, False, True, {"max-size": "1m"})
+    assert (loaded["mtu"], loaded["icc"], loaded["debug"], loaded["log-opts"]) == (
+        1400,
+        False,
+        True,
+        {"max-size": "1m"},
+    )
     assert loaded.log_level == "debug"
 
 

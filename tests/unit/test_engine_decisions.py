@@ -59,7 +59,8 @@ def test_unknown_signals(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "keys"), [("", b"\x10\x11"), ("ctrl-a,b", b"\x01b"), ("ctrl-@", b"\0"), ("q", b"q"), ("ctrl-[", b"\x1b")]
+    ("text", "keys"),
+    [("", b"\x10\x11"), ("ctrl-a,b", b"\x01b"), ("ctrl-@", b"\0"), ("q", b"q"), ("ctrl-[", b"\x1b")],
 )
 def test_detach_keys(text, keys):
     assert detachkeys.parse(text) == keys

@@ -9,10 +9,8 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import msgspec
-
+from dray.api import decoding
 from dray.base.errors import InvalidParameter
 
 CONTAINERS = frozenset(
@@ -138,8 +136,8 @@ def parse(text: str, known: frozenset[str]) -> Filters:
     if not text:
         return Filters()
     try:
-        document: Any = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+        document = decoding.parse(text.encode("utf-8", "replace"))
+    except InvalidParameter as error:
         raise InvalidParameter(f"invalid filter: {error}") from error
     if document is None:
         return Filters()

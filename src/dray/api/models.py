@@ -36,6 +36,11 @@ def no_console() -> list[int]:
     return [0, 0]
 
 
+def no_time() -> str:
+    """Return Go's zero time: clients parse these fields, so they are never empty."""
+    return "0001-01-01T00:00:00Z"
+
+
 class Empty(Struct):
     """The `{}` of sets written as maps."""
 
@@ -219,7 +224,7 @@ class ManifestImageData(Struct, kw_only=True, omit_defaults=True):
     """`ManifestImageData` of the Engine API."""
 
     platform: OCIPlatform = field(name="Platform", default_factory=OCIPlatform)
-    identity: dict[str, Any] = field(name="Identity", default_factory=dict)
+    identity: dict[str, Any] | None = field(name="Identity", default=None)
     containers: list[str] = field(name="Containers", default_factory=new_list)
     size: ManifestImageSize = field(name="Size", default_factory=ManifestImageSize)
 
@@ -389,7 +394,7 @@ class Volume(Struct, kw_only=True, omit_defaults=True):
     status: dict[str, Any] = field(name="Status", default_factory=dict)
     labels: dict[str, str] | None = field(name="Labels", default_factory=null)
     scope: str = field(name="Scope", default_factory=str)
-    cluster_volume: dict[str, Any] = field(name="ClusterVolume", default_factory=new_dict)
+    cluster_volume: dict[str, Any] | None = field(name="ClusterVolume", default=None)
     options: dict[str, str] | None = field(name="Options", default_factory=null)
     usage_data: VolumeUsage | None = field(name="UsageData", default=None)
 
@@ -414,7 +419,7 @@ class BuildCache(Struct, kw_only=True, omit_defaults=True):
     in_use: bool = field(name="InUse", default_factory=bool)
     shared: bool = field(name="Shared", default_factory=bool)
     size: int = field(name="Size", default_factory=int)
-    created_at: str = field(name="CreatedAt", default_factory=str)
+    created_at: str = field(name="CreatedAt", default_factory=no_time)
     last_used_at: str | None = field(name="LastUsedAt", default=None)
     usage_count: int = field(name="UsageCount", default_factory=int)
 
@@ -731,8 +736,8 @@ class ContainerCreateResponse(Struct, kw_only=True, omit_defaults=True):
 class HealthcheckResult(Struct, kw_only=True, omit_defaults=True):
     """`HealthcheckResult` of the Engine API."""
 
-    start: str = field(name="Start", default_factory=str)
-    end: str = field(name="End", default_factory=str)
+    start: str = field(name="Start", default_factory=no_time)
+    end: str = field(name="End", default_factory=no_time)
     exit_code: int = field(name="ExitCode", default_factory=int)
     output: str = field(name="Output", default_factory=str)
 
@@ -757,8 +762,8 @@ class ContainerState(Struct, kw_only=True, omit_defaults=True):
     pid: int = field(name="Pid", default_factory=int)
     exit_code: int = field(name="ExitCode", default_factory=int)
     error: str = field(name="Error", default_factory=str)
-    started_at: str = field(name="StartedAt", default_factory=str)
-    finished_at: str = field(name="FinishedAt", default_factory=str)
+    started_at: str = field(name="StartedAt", default_factory=no_time)
+    finished_at: str = field(name="FinishedAt", default_factory=no_time)
     health: Health | None = field(name="Health", default=None)
 
 
@@ -940,7 +945,7 @@ class ContainerStatsResponse(Struct, kw_only=True, omit_defaults=True):
     id: str = field(name="id", default="")
     name: str = field(name="name", default="")
     os_type: str = field(name="os_type", default="")
-    read: str = field(name="read", default_factory=str)
+    read: str = field(name="read", default_factory=no_time)
     cpu_stats: ContainerCPUStats = field(name="cpu_stats", default_factory=ContainerCPUStats)
     memory_stats: ContainerMemoryStats = field(name="memory_stats", default_factory=ContainerMemoryStats)
     networks: dict[str, ContainerNetworkStats] = field(name="networks", default_factory=dict)
@@ -948,7 +953,7 @@ class ContainerStatsResponse(Struct, kw_only=True, omit_defaults=True):
     blkio_stats: ContainerBlkioStats = field(name="blkio_stats", default_factory=ContainerBlkioStats)
     num_procs: int = field(name="num_procs", default_factory=int)
     storage_stats: ContainerStorageStats = field(name="storage_stats", default_factory=ContainerStorageStats)
-    preread: str = field(name="preread", default_factory=str)
+    preread: str = field(name="preread", default_factory=no_time)
     precpu_stats: ContainerCPUStats = field(name="precpu_stats", default_factory=ContainerCPUStats)
 
 
@@ -1013,7 +1018,7 @@ class RootFS(Struct, kw_only=True, omit_defaults=True):
 class ImageMetadata(Struct, kw_only=True, omit_defaults=True):
     """`ImageMetadata` of the Engine API."""
 
-    last_tag_time: str = field(name="LastTagTime", default="")
+    last_tag_time: str | None = field(name="LastTagTime", default_factory=no_time)
 
 
 class ImageInspect(Struct, kw_only=True, omit_defaults=True):
@@ -1022,7 +1027,7 @@ class ImageInspect(Struct, kw_only=True, omit_defaults=True):
     id: str = field(name="Id", default_factory=str)
     descriptor: OCIDescriptor | None = field(name="Descriptor", default=None)
     manifests: list[ImageManifestSummary] = field(name="Manifests", default_factory=list)
-    identity: dict[str, Any] = field(name="Identity", default_factory=dict)
+    identity: dict[str, Any] | None = field(name="Identity", default=None)
     repo_tags: list[str] = field(name="RepoTags", default_factory=new_list)
     repo_digests: list[str] = field(name="RepoDigests", default_factory=new_list)
     comment: str = field(name="Comment", default="")
@@ -1085,7 +1090,7 @@ class VolumeCreateRequest(Struct, kw_only=True, omit_defaults=True):
     driver: str = field(name="Driver", default_factory=str)
     driver_opts: dict[str, str] | None = field(name="DriverOpts", default_factory=null)
     labels: dict[str, str] | None = field(name="Labels", default_factory=null)
-    cluster_volume_spec: dict[str, Any] = field(name="ClusterVolumeSpec", default_factory=new_dict)
+    cluster_volume_spec: dict[str, Any] | None = field(name="ClusterVolumeSpec", default=None)
 
 
 class VolumeListResponse(Struct, kw_only=True, omit_defaults=True):
@@ -1107,7 +1112,7 @@ class NetworkSummary(Struct, kw_only=True, omit_defaults=True):
 
     name: str = field(name="Name", default_factory=str)
     id: str = field(name="Id", default_factory=str)
-    created: str = field(name="Created", default_factory=str)
+    created: str = field(name="Created", default_factory=no_time)
     scope: str = field(name="Scope", default_factory=str)
     driver: str = field(name="Driver", default_factory=str)
     enable_ipv4: bool = field(name="EnableIPv4", default_factory=bool)
@@ -1157,7 +1162,7 @@ class NetworkInspect(Struct, kw_only=True, omit_defaults=True):
 
     name: str = field(name="Name", default_factory=str)
     id: str = field(name="Id", default_factory=str)
-    created: str = field(name="Created", default_factory=str)
+    created: str = field(name="Created", default_factory=no_time)
     scope: str = field(name="Scope", default_factory=str)
     driver: str = field(name="Driver", default_factory=str)
     enable_ipv4: bool = field(name="EnableIPv4", default_factory=bool)
@@ -1270,7 +1275,7 @@ class SwarmInfo(Struct, kw_only=True, omit_defaults=True):
     remote_managers: list[PeerNode] | None = field(name="RemoteManagers", default_factory=null)
     nodes: int = field(name="Nodes", default=0)
     managers: int = field(name="Managers", default=0)
-    cluster: dict[str, Any] = field(name="Cluster", default_factory=new_dict)
+    cluster: dict[str, Any] | None = field(name="Cluster", default=None)
 
 
 class Commit(Struct, kw_only=True, omit_defaults=True):

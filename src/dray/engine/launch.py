@@ -10,15 +10,17 @@ import contextlib
 import os
 import shutil
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from dray.base.errors import InvalidParameter, StartError
+from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree
-from dray.engine import rootfs
+from dray.engine import logattributes, spec
 from dray.engine.creation import Defaults
 from dray.engine.events import Events
+from dray.engine.facts import FactFinder
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
@@ -45,6 +47,7 @@ class Launcher:
         volumes: Volumes,
         layout: Layout,
         defaults: Defaults,
+        facts: FactFinder,
     ) -> None:
         self._registry = registry
         self._events = events
@@ -54,6 +57,7 @@ class Launcher:
         self._volumes = volumes
         self.layout = layout
         self._defaults = defaults
+        self._facts = facts
 
     async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
         """Start a container's task; return it and the endpoints it got."""
@@ -66,7 +70,7 @@ class Launcher:
             run_dir = self.layout.task(record.id)
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(run_dir)
-            os.mkdir(run_dir, 0o700)
+            os.makedirs(f"{run_dir}/rootfs", 0o700)
             undo.callback(remove_tree, run_dir)
             self._write_spec(record, attachment, run_dir)
             request, descriptors = self._request(record, attachment, run_dir)
@@ -94,7 +98,7 @@ class Launcher:
                     )
                 os.makedirs(point.source, mode=0o755, exist_ok=True)
             elif point.type == "volume":
-                point.source = self._volumes.inspect(point.name).mountpoint
+                point.source = self._volumes.mounts_for(point.name).source
 
     # -- files ---------------------------------------------------------------------------------------------
 
@@ -112,13 +116,14 @@ class Launcher:
                 endpoints=attachment.endpoints,
                 extra_hosts=host.extra_hosts or [],
                 host_mode=host.network_mode == "host",
-                host_gateway=self._networks.host_gateway(attachment.endpoints),
+                host_gateway=self._defaults.host_gateways or self._networks.host_gateway(attachment.endpoints),
             ),
             "resolv.conf": hostfiles.resolv_conf(
-                self._networks.host_resolv_conf(),
+                self._host_resolv_conf(),
                 servers=host.dns or self._defaults.dns,
                 search=host.dns_search or self._defaults.dns_search,
                 options=host.dns_options or self._defaults.dns_options,
+                ipv6=any(endpoint.ipv6 for endpoint in attachment.endpoints),
                 host_mode=host.network_mode == "host",
             ),
         }
@@ -128,6 +133,11 @@ class Launcher:
                 file.write(text)
             os.chmod(path, 0o644)
 
+    def _host_resolv_conf(self) -> str:
+        if self._defaults.resolv_conf == hostfiles.RESOLV_CONF:
+            return hostfiles.read_host_resolv_conf()
+        return Path(self._defaults.resolv_conf).read_text(errors="replace")
+
     # -- spec ----------------------------------------------------------------------------------------------
 
     def _write_spec(self, record: ContainerRecord, attachment: Attachment, run_dir: str) -> None:
@@ -136,10 +146,7 @@ class Launcher:
             file.write(msgspec.json.encode(document))
 
     def _spec(self, record: ContainerRecord, attachment: Attachment) -> dict[str, Any]:
-        with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
-            passwd = rootfs.read_small_file(root, "/etc/passwd")
-            group = rootfs.read_small_file(root, "/etc/group")
-        raise StartError("spec")
+        return spec.build(record.config, record.host_config, self._facts.find(record, attachment))
 
     # -- task ----------------------------------------------------------------------------------------------
 
@@ -180,7 +187,9 @@ class Launcher:
 
     def _log(self, record: ContainerRecord) -> LogSpec:
         log = record.host_config.log_config
-        return LogSpec(driver=log.type, path=record.log_path, options=log.config)
+        return LogSpec(
+            driver=log.type, path=record.log_path, options=log.config, attributes=logattributes.attributes(record)
+        )
 
     # -- afterwards ----------------------------------------------------------------------------------------
 
@@ -192,6 +201,16 @@ class Launcher:
         for point in record.mounts:
             if point.type == "volume":
                 self._volume_event("unmount", record, point)
+                self._release_volume(point.name)
+
+    def _release_volume(self, name: str) -> None:
+        """Unmount what a volume's options had mounted, once no running container has it."""
+        in_use = any(
+            point.name == name for one in self._registry if one.state.running for point in one.record.mounts
+        )
+        if not in_use and self._volumes.exists(name):
+            with contextlib.suppress(Conflict):
+                self._volumes.release(name)
 
     def forget(self, container: Container) -> None:
         """Move a container's directories out of the way; the trash is emptied later."""

@@ -189,10 +189,9 @@ class NetworkVerbs:
             if not asked:
                 asked[mode] = api.EndpointSettings()
             if container.state.running and container.task is not None:
-                endpoint = await self._controller.connect(
+                record.endpoints = await self._controller.connect(
                     record.id, sandbox_ask(record), endpoint_ask(network.name, settings), pid=container.task.pid
                 )
-                record.endpoints = [*record.endpoints, endpoint]
             asked[network.name] = settings
             record.networking = api.NetworkingConfig(endpoints_config=asked)
             self._registry.save(container)
@@ -213,8 +212,7 @@ class NetworkVerbs:
             if not held and network.name not in asked and not default:
                 raise Forbidden(f"container {record.id} is not connected to network {network.name}")
             if held and container.state.running and container.task is not None:
-                await self._controller.disconnect(record.id, held[0], pid=container.task.pid)
-            record.endpoints = [one for one in record.endpoints if one.network_id != network.id]
+                record.endpoints = await self._controller.disconnect(record.id, held[0], pid=container.task.pid)
             asked.pop(network.name, None)
             record.networking = api.NetworkingConfig(endpoints_config=asked)
             self._registry.save(container)

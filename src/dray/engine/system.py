@@ -20,7 +20,7 @@ from dray.engine.containers import Containers
 from dray.engine.images import ImageVerbs
 from dray.engine.registry import Registry
 from dray.engine.volumes import VolumeVerbs
-from dray.linux.cgroups.capabilities import Capabilities
+from dray.linux.cgroups.facilities import Capabilities
 
 LOG_DRIVERS = ["json-file", "local", "none"]
 

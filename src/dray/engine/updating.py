@@ -6,10 +6,13 @@ a container that exists are refused by name.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from dray.api import models as api
 from dray.base.errors import Conflict, InvalidParameter
+from dray.engine.spec import machine, resources
 
 UPDATABLE = (
     "cpu_shares", "memory", "blkio_weight", "blkio_weight_device", "blkio_device_read_bps", "blkio_device_write_bps",
@@ -48,3 +51,15 @@ def apply(host: api.HostConfig, request: api.ContainerUpdateRequest) -> api.Host
             raise Conflict("Restart policy cannot be updated because AutoRemove is enabled for the container")
         changed.restart_policy = request.restart_policy
     return changed
+
+
+def changed_resources(request: api.ContainerUpdateRequest, changed: api.HostConfig) -> dict[str, Any]:
+    """Return the OCI resources to apply to a running container: those the request names, with the values that the
+    updated configuration gives to them."""
+    partial = api.HostConfig()
+    for name in UPDATABLE:
+        if getattr(request, name) not in (None, 0, "", []):
+            setattr(partial, name, getattr(changed, name))
+    if partial.memory or partial.memory_swap:
+        partial.memory, partial.memory_swap = changed.memory, changed.memory_swap
+    return resources.update(partial, block_devices=machine.block_devices(resources.block_device_paths(partial)))

@@ -99,6 +99,10 @@ def _no_link_local() -> bytes:
     )
 
 
+def _named(name: str) -> bytes:
+    return _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+
+
 def bridge_request(name: str, *, mac: str, mtu: int = 0) -> Request:
     """Create a bridge. A fixed MAC address keeps it from changing as ports come and go."""
     body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
@@ -133,6 +137,12 @@ def veth_request(name: str, peer: str, *, peer_netns: int, master: int, mac: str
     return Request(f"create veth {name}", RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
 
 
+def enslave_request(name: str, master: int) -> Request:
+    """Make an interface a port of the bridge of index `master`."""
+    body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, master)
+    return Request(f"put {name} on its bridge", RTM_NEWLINK, 0, body)
+
+
 def port_request(name: str, *, hairpin: bool, isolated: bool, alias: str, ipv6: bool = True) -> Request:
     """Set up a bridge port by name and bring it up.
 
@@ -157,9 +167,11 @@ def port_request(name: str, *, hairpin: bool, isolated: bool, alias: str, ipv6: 
     return Request(f"set up bridge port {name}", RTM_NEWLINK, 0, body)
 
 
-def up_request(index: int, *, link_local: bool = True) -> Request:
+def up_request(index: int, *, link_local: bool = True, alias: str = "") -> Request:
     """Bring an interface up; `link_local` False keeps it from making itself an IPv6 link-local address."""
     body = _link_message(index, flags=IFF_UP, change=IFF_UP)
+    if alias:
+        body += netlink.attribute(IFLA_IFALIAS, alias.encode())
     if not link_local:
         body += _no_link_local()
     return Request(f"bring up interface {index}", RTM_NEWLINK, 0, body)
@@ -184,6 +196,15 @@ def rename_request(index: int, name: str) -> Request:
 def mtu_request(index: int, mtu: int) -> Request:
     """Set an interface's MTU."""
     return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, _link_message(index) + netlink.u32(IFLA_MTU, mtu))
+
+
+def settle_request(name: str) -> Request:
+    """Ask for an interface's state, which makes the kernel (6.8 and later) act on carrier changes at once.
+
+    Its link watch does so otherwise, milliseconds up to a second later: until then a bridge port does not
+    forward, and IPv6 does not use the interface.
+    """
+    return Request(f"settle {name}", RTM_GETLINK, 0, _named(name))
 
 
 def delete_request(name: str) -> Request:
@@ -271,10 +292,9 @@ class Links:
 
     def find(self, name: str) -> Link | None:
         """Return the interface of that name, or None."""
-        body = _link_message() + netlink.text(IFLA_IFNAME, name)
-        body += netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        request = Request(f"look up interface {name}", RTM_GETLINK, 0, _named(name))
         try:
-            return _decode_link(self._netlink.ask(Request(f"look up interface {name}", RTM_GETLINK, 0, body)).body)
+            return _decode_link(self._netlink.ask(request).body)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None

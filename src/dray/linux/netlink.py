@@ -41,6 +41,7 @@ NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
 SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
@@ -135,6 +136,8 @@ class Netlink:
     """An open netlink socket of one protocol, in whichever network namespace it was opened."""
 
     def __init__(self, sock: socket.socket) -> None:
+        if sock.family == socket.AF_NETLINK and not sock.getsockname()[0]:
+            sock.bind((0, 0))  # the kernel chooses an address, which notifications name
         self._sock = sock
         self._sequence = 0
         self._buffer = _DEFAULT_BUFFER
@@ -164,20 +167,44 @@ class Netlink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def port(self) -> int:
+        """The socket's address (port id): who made a change, in a notification."""
+        return int(self._sock.getsockname()[0])
+
+    def subscribe(self, group: int) -> None:
+        """Receive the notifications of a multicast group from now on; reading never blocks."""
+        self._sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._sock.setblocking(False)
+
+    def notifications(self) -> list[tuple[int, Message]] | None:
+        """Return what has been notified, each with the port id of who did it; None if some were lost."""
+        found: list[tuple[int, Message]] = []
+        while True:
+            try:
+                data = self._sock.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    return None
+                raise
+            found += [(sender, Message(kind, body)) for kind, _, _, sender, body in _messages(data)]
+
     def fileno(self) -> int:
         """Return the socket's descriptor."""
         return self._sock.fileno()
 
-    def transact(self, requests: Sequence[Request]) -> None:
+    def transact(self, requests: Sequence[Request], *, trailer: Request | None = None) -> None:
         """Send all requests at once and wait until the kernel has handled them.
 
-        The first failure is raised as OSError with the operation's name and the kernel's own explanation. The
+        A `trailer` follows them unanswered (the end of an nf_tables batch). The first failure is raised as OSError with the operation's name and the kernel's own explanation. The
         requests behind it have been handled all the same (rtnetlink) or undone all together (nf_tables batch).
         """
         if not requests:
             return
         first = self._sequence + 1
-        last = self._send(requests, acknowledge=True)
+        last = self._send(requests, acknowledge=True, trailer=trailer)
         failure: OSError | None = None
         while True:
             for kind, flags, sequence, body in self._receive():
@@ -229,21 +256,21 @@ class Netlink:
                     return None if interrupted else found
                 found.append(Message(kind, body))
 
-    def _send(self, requests: Sequence[Request], *, acknowledge: bool) -> int:
+    def _send(self, requests: Sequence[Request], *, acknowledge: bool, trailer: Request | None = None) -> int:
+        """Send, and return the last request's sequence number (not the trailer's)."""
         parts: list[bytes] = []
-        sequence = self._sequence
-        for request in requests:
-            sequence += 1
+        last = self._sequence + len(requests)
+        for sequence, request in enumerate([*requests, *((trailer,) if trailer else ())], self._sequence + 1):
             flags = request.flags | NLM_F_REQUEST
-            if acknowledge and request is requests[-1]:
+            if acknowledge and sequence == last:
                 flags |= NLM_F_ACK
             parts.append(_HEADER.pack(16 + len(request.body), request.type, flags, sequence, 0))
             parts.append(request.body + b"\0" * (-len(request.body) & 3))
         data = b"".join(parts)
-        self._sequence = sequence
+        self._sequence = last + bool(trailer)
         self._make_room(len(data))
         self._sock.send(data)
-        return sequence
+        return last
 
     def _make_room(self, length: int) -> None:
         if length <= self._buffer // 2:
@@ -253,12 +280,18 @@ class Netlink:
         self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._buffer)
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        data = self._sock.recv(_RECEIVE_BYTES)
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            yield kind, flags, sequence, data[offset + 16 : offset + length]
-            offset += (length + 3) & ~3
+        for kind, flags, sequence, _, body in _messages(self._sock.recv(_RECEIVE_BYTES)):
+            yield kind, flags, sequence, body
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, flags, sequence, sender = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            raise OSError(errno.EBADMSG, "malformed netlink message")
+        yield kind, flags, sequence, sender, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
 
 
 def _error(body: bytes, flags: int, operation: str) -> OSError | None:

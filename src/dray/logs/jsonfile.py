@@ -27,7 +27,7 @@ _PLAIN = bytes(byte for byte in range(0x80) if byte not in _SPECIAL)
 _HIGH = bytes(range(0x80, 0x100))
 _ESCAPES = {bytes((byte,)): b"\\u%04x" % byte for byte in _SPECIAL}
 _ESCAPES |= {b'"': b'\\"', b"\\": b"\\\\", b"\r": b"\\r"}
-_RUN = 64  # equal control characters (zeros from a device) that are escaped by one replacement
+_MANY = 4096  # characters to escape in a chunk that make a look for runs of equal ones worth its while
 
 _LONE_BYTE = re.compile("[\udc80-\udcff]")
 
@@ -46,11 +46,16 @@ def escape(data: bytes) -> bytes:
     while special:
         kind = special[:1]
         escaped = _ESCAPES[kind]
-        if len(special) > 4096:
-            data = data.replace(kind * _RUN, escaped * _RUN)
+        if len(special) > _MANY:
+            data = _escape_runs(data, kind, escaped)
         data = data.replace(kind, escaped)
-        special = special.replace(kind, b"")
+        special = special.translate(None, kind)
     return data if ascii_only else _only_unicode(data)
+
+
+def _escape_runs(data: bytes, kind: bytes, escaped: bytes) -> bytes:
+    """Escape long runs of one character (the zeros of a device) in one step each."""
+    return re.sub(re.escape(kind) + b"{64,}", lambda run: escaped * (run.end() - run.start()), data)
 
 
 def _only_unicode(data: bytes) -> bytes:
@@ -73,15 +78,17 @@ class Clock:
         self._second = -1
         self._text = ""
 
-    def text(self, now: int) -> str:
-        """Return unix nanoseconds as RFC 3339 in UTC, without trailing zeros (Go's RFC3339Nano)."""
+    def fixed(self, now: int) -> str:
+        """Return unix nanoseconds as RFC 3339 in UTC with nine digits behind the point."""
         second, nanoseconds = divmod(now, 1_000_000_000)
         if second != self._second:
             self._second = second
             self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        if not nanoseconds:
-            return self._text + "Z"
-        return f"{self._text}.{nanoseconds:09}".rstrip("0") + "Z"
+        return f"{self._text}.{nanoseconds:09}Z"
+
+    def text(self, now: int) -> str:
+        """Return the same without trailing zeros (Go's RFC3339Nano)."""
+        return self.fixed(now)[:-1].rstrip("0").rstrip(".") + "Z"
 
 
 class JsonFile:

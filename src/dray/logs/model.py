@@ -7,7 +7,7 @@ yields batches of lines that share stream and time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -33,38 +33,40 @@ class LogWriter(Protocol):
 class Batch(NamedTuple):
     """Log records that share stream and time.
 
-    lines: raw bytes; each ends with a newline unless it is a partial record
+    lines: raw bytes without the newline that each of them ends with, unless they are partial records
     """
 
     stream: str
     time: int
     lines: list[bytes]
+    partial: bool
     attributes: Mapping[str, str]
+
+
+class LogFormat(Protocol):
+    """How a driver's file is read. Records are whole or not there; a torn one at the end is left alone."""
+
+    def parse(self, data: bytes) -> tuple[list[Batch], int]:
+        """Return the batches of the whole records in `data`, and how many bytes they took."""
+
+    def tail(self, fd: int, size: int, count: int) -> tuple[int, int, int]:
+        """Find the last `count` records of a file of `size` bytes: (offset to read from, records to skip there,
+        records found)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which records are wanted.
 
-    tail: the last so many of all records (-1: all), counted before the other conditions, as dockerd counts
+    tail: the last so many of all records (None: all), counted before the other conditions, as dockerd counts
     since, until: unix nanoseconds, both inclusive; 0 no bound
     """
 
-    tail: int = -1
+    tail: int | None = None
     since: int = 0
     until: int = 0
     stdout: bool = True
     stderr: bool = True
-
-
-class Driver(NamedTuple):
-    """A logging driver as the registry names it. `read` is None for a driver that cannot read."""
-
-    name: str
-    options: frozenset[str]
-    validate: Callable[[Mapping[str, str]], None]
-    open: Callable[[str, Mapping[str, str], Mapping[str, str]], LogWriter]
-    read: Callable[[str, int], Iterator[list[Batch]]] | None = None
 
 
 @dataclass(slots=True)

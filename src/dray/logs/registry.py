@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from dray.base.errors import InvalidParameter, Unsupported
 from dray.base.units import parse_bytes
-from dray.logs.model import LogWriter
+from dray.logs.model import LogFormat, LogWriter
 
 DEFAULT_MAX_SIZE = 20 << 20
 DEFAULT_MAX_FILES = 5
@@ -176,12 +176,39 @@ def _open_json(path: str, options: Mapping[str, str], attributes: Mapping[str, s
     )
 
 
+def _open_local(path: str, options: Mapping[str, str], attributes: Mapping[str, str]) -> LogWriter:
+    from dray.logs.local import LocalFile
+
+    files = LocalOptions.parse(options)
+    return LocalFile(
+        path,
+        max_size=files.max_size,
+        max_files=files.max_files,
+        compress=files.compress,
+        attributes=attributes,
+    )
+
+
 _OPEN: dict[str, Callable[[str, Mapping[str, str], Mapping[str, str]], LogWriter]] = {
     "none": _open_none,
     "json-file": _open_json,
+    "local": _open_local,
 }
 
 
 def open_writer(driver: str, path: str, options: Mapping[str, str], attributes: Mapping[str, str]) -> LogWriter:
     """Open a container's log. `attributes` are the resolved labels, environment variables and tag."""
     return _OPEN[driver](path, options, attributes)
+
+
+def format_of(driver: str) -> Callable[[int], LogFormat]:
+    """Return how the driver's files are read; Unsupported for one that keeps nothing."""
+    if driver == "json-file":
+        from dray.logs.jsonread import JsonFormat
+
+        return JsonFormat
+    if driver == "local":
+        from dray.logs.local import LocalFormat
+
+        return LocalFormat
+    raise Unsupported("configured logging driver does not support reading")

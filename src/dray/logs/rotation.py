@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 
 from dray.linux import libc
 
@@ -23,13 +24,30 @@ _TAIL = 1 << 20  # how far back the end of the last whole record is looked for
 class RotatingFile:
     """An append-only file with its rotated predecessors; owns the descriptor and the compressor."""
 
-    def __init__(self, path: str, *, max_size: int, max_files: int, compress: bool, ends: bytes = b"") -> None:
-        """`max_size` -1 never rotates. `ends`: the byte that ends a record, to find the last whole one."""
+    def __init__(
+        self,
+        path: str,
+        *,
+        max_size: int,
+        max_files: int,
+        compress: bool,
+        ends: bytes = b"",
+        head: bytes = b"",
+        whole: Callable[[int, int], int] | None = None,
+    ) -> None:
+        """`max_size` -1 never rotates.
+
+        ends: what ends a record and stands nowhere else; b"" if records cannot be told apart by that
+        head: what every file begins with
+        whole: given a descriptor and its size, where its last whole record ends; by default found by `ends`
+        """
         self._path = path
         self._max_size = max_size
         self._max_files = max_files
         self._compress = compress
         self._ends = ends
+        self._head = head
+        self._whole = whole or self._whole_by_end
         self._compressor = 0
         self._fd = -1
         self._size = 0
@@ -38,21 +56,24 @@ class RotatingFile:
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self._path, flags, 0o640)
-        self._size = os.fstat(self._fd).st_size
-        if self._size and self._ends:
-            start = max(0, self._size - _TAIL)
-            last = os.pread(self._fd, self._size - start, start)
-            whole = last.rfind(self._ends) + 1
-            if whole < len(last) and (whole or not start):
-                self._size = start + whole
-                os.ftruncate(self._fd, self._size)
+        size = os.fstat(self._fd).st_size
+        self._size = self._whole(self._fd, size) if size else 0
+        if self._size < size:
+            os.ftruncate(self._fd, self._size)
+        if not self._size and self._head:
+            self._append(self._head)
+
+    def _whole_by_end(self, fd: int, size: int) -> int:
+        start = max(0, size - _TAIL)
+        whole = os.pread(fd, size - start, start).rfind(self._ends) + 1
+        return start + whole if whole or not start else size
 
     @property
     def size(self) -> int:
         """Bytes in the current file."""
         return self._size
 
-    def write(self, data: bytes, *, divisible: bool = True) -> None:
+    def write(self, data: bytes) -> None:
         """Append records; the file is rotated where a record ends if the size is reached within `data`."""
         if self._max_size < 0:
             self._append(data)
@@ -62,7 +83,7 @@ class RotatingFile:
             if self._size >= self._max_size:
                 self._rotate()
             cut = len(data)
-            if divisible and self._ends and self._size + cut - position > self._max_size:
+            if self._ends and self._size + cut - position > self._max_size:
                 room = self._max_size - self._size
                 cut = data.find(self._ends, position + max(0, room - 1)) + 1 or len(data)
             self._append(data[position:cut] if position or cut < len(data) else data)

@@ -3,7 +3,8 @@
     host                                     sandbox
     dray0 (gateway address) ── veth1a2b3c4 ═══ eth0 (endpoint's address)
 
-Host ends carry the alias `<table>/<container id>`, so that a restarted daemon knows its own among all interfaces.
+Bridges carry the alias `<owner>/<network id>` and host ends `<owner>/<container id>`, so that a restarted daemon
+knows its own among all interfaces.
 An endpoint's MAC address is made from its IPv4 address (02:42: and the four bytes), as Docker did for ten years:
 an address that moves to another container keeps its MAC, so that no neighbour's ARP entry goes stale.
 
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 import errno
 import secrets
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 
 from dray.base.errors import Internal, InvalidParameter, Unsupported
 from dray.linux import links
-from dray.linux.links import Links
+from dray.linux.links import Link, Links
+from dray.linux.netlink import Request
 from dray.network import sysctls
 from dray.network.model import BRIDGE_OPTION, OPTION, Endpoint, Network, parse_flag
 
@@ -82,7 +85,7 @@ class BridgeDriver:
         wanted |= _gateways(network, 6) | ({"fe80::1/64"} if network.ipv6 else set())
         present = {str(found) for _, found in self._host.addresses(link.index)}
         self._settings(network)
-        requests = [links.up_request(link.index)]
+        requests = [links.up_request(link.index, alias=f"{self._owner}/{network.id}")]
         if mtu and link.mtu != mtu:
             requests.append(links.mtu_request(link.index, mtu))
         requests += [links.address_request(link.index, ip_interface(text)) for text in sorted(wanted - present)]
@@ -120,15 +123,40 @@ class BridgeDriver:
                 links.veth_request(
                     endpoint.veth, endpoint.interface, peer_netns=netns, master=index, mac=endpoint.mac, mtu=mtu
                 ),
-                links.port_request(
-                    endpoint.veth,
-                    hairpin=True,
-                    isolated=not network.flag(ICC, True),
-                    alias=f"{self._owner}/{endpoint.container_id}",
-                    ipv6=sysctls.has_ipv6(),
-                ),
+                self._port(network, endpoint),
             ]
         )
+
+    def _port(self, network: Network, endpoint: Endpoint) -> Request:
+        return links.port_request(
+            endpoint.veth,
+            hairpin=True,  # br_netfilter redirects inside the bridge: a container's own published port needs it
+            isolated=not network.flag(ICC, True),
+            alias=f"{self._owner}/{endpoint.container_id}",
+            ipv6=sysctls.has_ipv6(),
+        )
+
+    def replug(self, network: Network, endpoint: Endpoint, link: Link) -> None:
+        """Put a running container's host end right after a restart of the daemon, if it is not."""
+        index = self._indices[network.interface]
+        if link.master != index or not link.up:
+            self._host.apply([links.enslave_request(endpoint.veth, index), self._port(network, endpoint)])
+
+    def sweep(self, keep: Collection[str]) -> list[str]:
+        """Cut off the interfaces that are ours and not to `keep` (by name); return their names for deletion."""
+        found = [
+            link.name
+            for link in self._host.links()
+            if link.alias.startswith(f"{self._owner}/") and link.name not in keep
+        ]
+        if found:
+            self._host.apply([links.release_request(name) for name in found])
+        return found
+
+    def ready(self, network: Network, endpoint: Endpoint) -> None:
+        """Let port and bridge carry packets now: what a container sent before would be lost, and sent again
+        after a second."""
+        self._host.apply([links.settle_request(endpoint.veth), links.settle_request(network.interface)])
 
     def unplug(self, network: Network, endpoint: Endpoint) -> None:
         """Take the host's end off the bridge and down. The pair goes with its namespace, or by `delete`."""

@@ -50,14 +50,12 @@ def check(network: Network, ask: EndpointAsk, *, alone: bool) -> None:
     if network.config_only:
         raise InvalidParameter(f"{network.name} is a configuration-only network: containers cannot join it")
     if network.driver in ("host", "null") and not alone:
-        raise InvalidParameter(
-            f"container cannot be connected to network {network.name}: it is its network mode or not"
-        )
+        raise InvalidParameter(f"container cannot join network {network.name} beside others")
     fixed = bool(ask.ipv4 or ask.ipv6)
     if network.predefined and fixed:
         raise InvalidParameter("user specified IP address is supported on user defined networks only")
-    if network.predefined and ask.aliases and network.name != "bridge":
-        raise InvalidParameter("network-scoped aliases are only supported for user-defined networks")
+    if network.predefined and ask.aliases:
+        raise InvalidParameter("network-scoped alias is supported only for containers in user defined networks")
     for text, version in ((ask.ipv4, 4), (ask.ipv6, 6)):
         if not text:
             continue

@@ -27,5 +27,8 @@ class HostDriver:
     def plug(self, network: Network, endpoint: Endpoint, netns: int) -> None:
         """Nothing to plug in."""
 
+    def ready(self, network: Network, endpoint: Endpoint) -> None:
+        """Nothing to wait for."""
+
     def unplug(self, network: Network, endpoint: Endpoint) -> None:
         """Nothing to cut off."""

@@ -203,6 +203,7 @@ class NetworkConfig:
     iptables, ip6tables: keep firewall rules for IPv4, IPv6. Without them ports are published in user space
     userland_proxy: forward in user space where NAT does not reach
     default_network_opts: driver → options of new networks
+    host_gateway_ips: what `host-gateway` stands for in --add-host; empty: the default bridge's addresses
     """
 
     bridge: str = "dray0"
@@ -226,6 +227,7 @@ class NetworkConfig:
     address_pools: Sequence[tuple[str, int]] = ()
     ipv6_pools: Sequence[tuple[str, int]] = ()
     default_network_opts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    host_gateway_ips: Sequence[str] = ()
 
     @property
     def table_name(self) -> str:
@@ -249,6 +251,9 @@ class Driver(Protocol):
 
     def plug(self, network: Network, endpoint: Endpoint, netns: int) -> None:
         """Make `endpoint.interface` inside the namespace of descriptor `netns`; not yet up, no addresses."""
+
+    def ready(self, network: Network, endpoint: Endpoint) -> None:
+        """Make sure that packets pass, once the interface is up inside the sandbox."""
 
     def unplug(self, network: Network, endpoint: Endpoint) -> None:
         """Cut the endpoint off at once; a missing interface is no error."""

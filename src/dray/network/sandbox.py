@@ -11,12 +11,13 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import TypeVar
 
-from dray.base.errors import Internal
-from dray.linux import links
+from dray.base import files
+from dray.base.errors import DrayError, Internal, NotFound
+from dray.linux import libc, links
 from dray.linux.links import Links
 from dray.linux.netlink import Request
 from dray.network.model import Endpoint, NamespaceSource
@@ -92,7 +93,7 @@ class NamespacePool:
                     continue
                 self._ready.append(await self._make())
                 await asyncio.sleep(_IDLE_SECONDS / 5)
-        except (OSError, Internal):
+        except (OSError, DrayError):
             pass  # the next container makes its own, and reports why it could not
         finally:
             self._filling = None
@@ -117,6 +118,7 @@ def wire(inside: Links, endpoints: Sequence[Endpoint], *, fresh: bool = True) ->
         requests.append(links.up_request(link.index, link_local=bool(endpoint.ipv6)))
         requests += [links.address_request(link.index, interface) for interface in endpoint.interfaces()]
         requests += default_routes(endpoint, link.index)
+        requests.append(links.settle_request(endpoint.interface))
     inside.apply(requests)
 
 
@@ -130,14 +132,23 @@ def default_routes(endpoint: Endpoint, index: int, *, remove: bool = False) -> l
     ]
 
 
+@contextlib.contextmanager
+def of_process(pid: int) -> Iterator[int]:
+    """Open the network namespace of a process; NotFound if the process is gone."""
+    try:
+        netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotFound(f"process {pid} of the container is gone") from None
+    with files.owned_fd(netns):
+        yield netns
+
+
 def inside(netns: int, action: Callable[[], T]) -> T:
     """Run `action` in a namespace: on a thread made for it, whose only namespace it ever is.
 
     For a running container's sandbox only (the start path has its socket from the zygote). Blocking; the
     calling thread's own namespace never changes.
     """
-    from dray.linux import libc
-
     outcome: list[T] = []
     failure: list[BaseException] = []
 

@@ -26,7 +26,7 @@ from typing import Any
 from dray.base.errors import Conflict, Internal, NotFound, StartError
 from dray.base.files import remove_tree
 from dray.linux import cgroups, libc
-from dray.runtime import rootfs, state
+from dray.runtime import operations, state
 from dray.runtime.console import set_size
 from dray.runtime.model import CreateRequest, ExecRequest, Started, Stdio
 from dray.runtime.stage import Stage
@@ -72,6 +72,7 @@ class ExternalRuntime:
                 self._mount_root(root, request)
                 undo.callback(_unmount, root)
             config = external_spec(request.spec, root, request.namespace_fds)
+            config["process"] = _sized(config.get("process") or {}, request.console_size)
             (directory / "config.json").write_text(json.dumps(config))
             terminal = bool((request.spec.get("process") or {}).get("terminal"))
             started = self._launch(
@@ -99,7 +100,7 @@ class ExternalRuntime:
         terminal = bool(request.process.get("terminal"))
         process = os.memfd_create("process.json", os.MFD_CLOEXEC)
         try:
-            os.write(process, json.dumps(request.process).encode())
+            os.write(process, json.dumps(_sized(request.process, request.console_size)).encode())
             arguments = ["exec", "--detach", "--process", f"/proc/{os.getpid()}/fd/{process}"]
             started = self._launch(
                 known.directory, arguments, request.id, request.stdio, "exec.pid", terminal=terminal
@@ -170,10 +171,10 @@ class ExternalRuntime:
             if not self._own_mounts:
                 libc.unshare(libc.CLONE_NEWNS)
                 self._own_mounts = True
-                rootfs.Propagate(libc.MS_SLAVE | libc.MS_REC).execute(_no_stage())
+                operations.Propagate(libc.MS_SLAVE | libc.MS_REC).execute(_no_stage())
             os.makedirs(root, exist_ok=True)
             stage = _no_stage()
-            rootfs.MountRoot(root, tuple(request.rootfs)).execute(stage)
+            operations.MountRoot(root, tuple(request.rootfs)).execute(stage)
             os.close(stage.root)
         except OSError as error:
             raise Internal(f"root file system of {request.id}: {error}") from error
@@ -245,6 +246,11 @@ class ExternalRuntime:
         if "does not exist" in message:
             raise NotFound(message)
         raise Internal(message)
+
+
+def _sized(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """Return the process with its terminal's size, for programs that look at it (others get it afterwards)."""
+    return process if size is None else {**process, "consoleSize": {"height": size[0], "width": size[1]}}
 
 
 def _no_stage() -> Stage:

@@ -240,7 +240,10 @@ class _Creation:
             spec=spec,
             namespaces=sorted(spaces.own),
         )
-        channel = self.channel if self.directory is None else None
+        channel: Channel | None = self.channel
+        if self.directory is not None:
+            self.channel.close()  # init listens on its socket now
+            channel = None
         container = Container(saved, self.pidfd, cgroup, channel, self.directory)
         container.save()
         return container, console
@@ -301,8 +304,8 @@ class _Creation:
                     self.pid, self.pidfd = libc.clone3(
                         spaces.new_flags, cgroup=-1 if cgroup_fd is None else cgroup_fd
                     )  # fmt: skip
-                if self.pid == 0:
-                    init.run(job, theirs)
+                    if self.pid == 0:  # in here: the child cannot come back from those namespaces
+                        init.run(job, theirs)
         finally:
             libc.prctl(libc.PR_SET_DUMPABLE, before)
         self.undo.callback(self._kill)

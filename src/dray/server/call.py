@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from typing import TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
-from aiohttp import hdrs, web
 
 from dray.api import decoding, filters, models
 from dray.api.versions import Version
 from dray.base.errors import InvalidParameter
 from dray.server.hijack import ClientConnection, EngineConnection, Kind
+from dray.server.httpserver import BaseRequest, hdrs
 from dray.server.uploads import RequestBody
 
 T = TypeVar("T", bound=msgspec.Struct)
+log = logging.getLogger(__name__)
 
 BODY_LIMIT = 4 << 20
 _FALSE = frozenset({"", "0", "no", "false", "none"})
@@ -30,11 +32,11 @@ _FALSE = frozenset({"", "0", "no", "false", "none"})
 class Call:
     """What a route's handler is given."""
 
-    __slots__ = ("_query", "common_headers", "params", "query_string", "request", "version")
+    __slots__ = ("_query", "common_headers", "params", "query_string", "request", "responding", "version")
 
     def __init__(
         self,
-        request: web.BaseRequest,
+        request: BaseRequest,
         version: Version,
         params: dict[str, str],
         query_string: str,
@@ -45,6 +47,7 @@ class Call:
         self.params = params
         self.query_string = query_string
         self.common_headers = common_headers
+        self.responding = False  # a head was sent: a failure can only cut the connection
         self._query: dict[str, list[str]] | None = None
 
     @property
@@ -103,6 +106,7 @@ class Call:
 
     async def body(self, limit: int = BODY_LIMIT) -> bytes:
         """Read the whole body; InvalidParameter when it is larger than `limit`."""
+        self._go_on()
         chunks, size = [], 0
         async for chunk in self.request.content.iter_any():
             size += len(chunk)
@@ -110,6 +114,12 @@ class Call:
                 raise InvalidParameter(f"request body is larger than {limit} bytes")
             chunks.append(chunk)
         return b"".join(chunks)
+
+    def _go_on(self) -> None:
+        """Tell a client that waits with its body to send it (RFC 9110, 10.1.1)."""
+        transport = self.request.transport
+        if self.request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and transport is not None:
+            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def json(self, cls: type[T]) -> tuple[T, list[str]]:
         """Decode the JSON body; also return the keys that nothing reads."""
@@ -124,8 +134,16 @@ class Call:
             raise InvalidParameter("invalid JSON: got EOF while reading request body")
         return decoding.decode(body, cls)
 
+    def ignore(self, unknown: list[str]) -> None:
+        """Note keys that nothing reads, where the response has no place to say so."""
+        if unknown:
+            log.warning(
+                "%s %s: unknown fields ignored: %s", self.request.method, self.request.path, ", ".join(unknown)
+            )
+
     def upload(self) -> RequestBody:
         """Return the body as a stream."""
+        self._go_on()
         return RequestBody(self.request.content)
 
     def auth(self) -> models.AuthConfig | None:
@@ -154,8 +172,9 @@ def read_auth(header: str) -> models.AuthConfig | None:
     """Decode base64url JSON credentials; None when there are none that can be read."""
     if not header:
         return None
+    padded = header + "=" * (-len(header) % 4)
     try:
-        document = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))
+        document = base64.b64decode(padded, altchars=b"-_", validate=True)
         return decoding.decode(document, models.AuthConfig)[0]
     except (binascii.Error, ValueError, InvalidParameter):
         return None

@@ -11,7 +11,7 @@ and never shuts the socket down), and the head of the response is written to the
     with an Upgrade header     HTTP/1.1 101 UPGRADED, Content-Type, Connection: Upgrade, Upgrade: tcp
     without                    HTTP/1.1 200 OK, Content-Type: application/vnd.docker.raw-stream
     websocket                  HTTP/1.1 101 Switching Protocols, Sec-WebSocket-Accept
-    logs                       HTTP/1.1 200 OK, Content-Type, Transfer-Encoding: chunked
+    logs                       HTTP/1.1 200 OK, Content-Type, Connection: close, Transfer-Encoding: chunked
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from aiohttp import StreamReader, web
-from aiohttp.web_protocol import RequestHandler
-
 from dray.api.requests import MULTIPLEXED_STREAM, RAW_STREAM, Detached
 from dray.api.versions import Version
 from dray.base.errors import InvalidParameter
+from dray.server.httpserver import BaseRequest, RequestHandler, StreamReader, StreamResponse
 
 Kind = Literal["attach", "websocket", "exec", "logs"]
 
@@ -132,15 +130,15 @@ class EngineConnection(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Keep the connection when the client only closed its sending half behind a hijackable request."""
-        self._eof = self._holding
-        return True if self._holding else None
+        self._eof = self._holding and not self._missing
+        return True if self._eof else None
 
     async def _handle_request(
         self,
-        request: web.BaseRequest,
+        request: BaseRequest,
         start_time: float | None,
-        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    ) -> tuple[web.StreamResponse, bool]:
+        request_handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+    ) -> tuple[StreamResponse, bool]:
         try:
             return await super()._handle_request(request, start_time, request_handler)
         finally:
@@ -174,6 +172,12 @@ class EngineConnection(RequestHandler):
         if self._cancellable is not None:
             self._cancellable.cancel()
 
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """End the connection; what would be cancelled by the client's leaving is not waited for."""
+        if self._cancellable is not None:
+            self._cancellable.cancel()
+        await super().shutdown(timeout)
+
     async def take(self) -> tuple[int, bytes]:
         """Take the socket out: return a blocking descriptor of it and what the client sent behind its request."""
         if self._unsplit:
@@ -201,7 +205,7 @@ class ClientConnection:
     def __init__(
         self,
         protocol: EngineConnection,
-        request: web.BaseRequest,
+        request: BaseRequest,
         version: Version,
         kind: Kind,
         common_headers: dict[str, str],
@@ -240,7 +244,8 @@ class ClientConnection:
     async def chunked_response(self, *, tty: bool) -> Detached:
         """Answer a logs request with the head of a chunked 200 and give the socket up."""
         chunked = self._request.version >= (1, 1)
-        framing = "Transfer-Encoding: chunked\r\n" if chunked else "Connection: close\r\n"
+        # The socket ends with the log; a client that kept it for its next request would find it closed.
+        framing = "Connection: close\r\n" + ("Transfer-Encoding: chunked\r\n" if chunked else "")
         head = f"HTTP/1.1 200 OK\r\n{self._common}Content-Type: {self._stream_type(tty)}\r\n{framing}\r\n"
         return await self._detach(head.encode(), multiplexed=not tty, chunked=chunked)
 

@@ -1,7 +1,7 @@
 """Where the API listens: `unix:///path`, `tcp://host:port` (with or without TLS), `fd://`.
 
-A path socket is created under a name of its own and renamed into place, so that its mode and group are right from
-the first moment. A socket that somebody listens on already is never taken away.
+A path socket is only its owner's from the first moment; its group is let in afterwards. A socket that somebody
+listens on already is never taken away.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import grp
 import os
-import secrets
 import socket
 import ssl
 import stat
@@ -150,22 +149,24 @@ def bind_path(path: str, group: str = "") -> socket.socket:
             raise Conflict(f"cannot listen on {path}: the file exists and is no socket")
         if _is_alive(path):
             raise Conflict(f"cannot listen on {path}: another daemon does; choose another address with -H")
-    beside = f"{path}.{secrets.token_hex(4)}"
+        os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)
     try:
-        sock.bind(beside)
-        try:
-            os.chmod(beside, 0o600)
-            if group:
-                os.chown(beside, 0, _group_id(group))
-                os.chmod(beside, 0o660)
-            os.rename(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        sock.bind(path)
     except BaseException:
         sock.close()
         raise
+    finally:
+        os.umask(previous)
+    if group:
+        try:
+            os.chown(path, 0, _group_id(group))
+            os.chmod(path, 0o660)
+        except BaseException:
+            sock.close()
+            os.unlink(path)
+            raise
     return sock
 
 

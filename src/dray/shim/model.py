@@ -8,7 +8,8 @@ On disk, `run_dir` (volatile: /run/dray/tasks/<id>, gone after a reboot):
     config.json   the OCI spec (the bundle)
     task.json     the TaskCreate message: what a restarted daemon needs to know
     shim.sock     the shim's listening socket, 0600, for a daemon that comes back
-    shim.pid      the shim's pid and start time
+    shim.pid      the shim's pid
+    shim.log      tracebacks of the shim, if there ever were any
 
 and `state_dir` (durable: <data-root>/containers/<id>):
 
@@ -108,3 +109,27 @@ class ExecCreate(msgspec.Struct, frozen=True):
     tty: bool = False
     console_size: tuple[int, int] | None = None
     attach: AttachRequest | None = None
+
+
+class LogRequest(msgspec.Struct, frozen=True):
+    """Write a container's log to a client's socket (the descriptor beside the message).
+
+    running: the container runs; only then is `follow` obeyed, until its exit.json is in `state_dir`
+    tail: the last so many records, None all; since, until: unix nanoseconds, 0 open
+    framed: stdcopy frames (no terminal); chunked: as a chunked HTTP/1.1 body (the head is written already)
+    """
+
+    driver: str
+    path: str
+    state_dir: str
+    running: bool = False
+    stdout: bool = True
+    stderr: bool = True
+    follow: bool = False
+    timestamps: bool = False
+    details: bool = False
+    tail: int | None = None
+    since: int = 0
+    until: int = 0
+    framed: bool = True
+    chunked: bool = True

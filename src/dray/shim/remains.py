@@ -24,7 +24,8 @@ def kill(arguments: dict[str, Any], _fds: list[int]) -> None:
 
     container = arguments["id"]
     with contextlib.suppress(DrayError, OSError):
-        runtime = load(arguments["factory"])(arguments["runtime"], arguments["runtime_args"])
+        select = load(arguments["factory"])
+        runtime = select(arguments["runtime"], arguments["runtime_args"], arguments["run_dir"])
         with contextlib.suppress(DrayError, OSError):  # the built-in runtime's memory went with the shim
             runtime.kill(container, signal.SIGKILL, all_processes=True)
         with contextlib.suppress(DrayError, OSError):

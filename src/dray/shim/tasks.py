@@ -23,13 +23,14 @@ from typing import Any, Protocol
 import msgspec
 
 from dray.base.errors import Conflict, DrayError, Unavailable
+from dray.logs import registry as log_drivers
 from dray.shim.client import Client
 from dray.shim.connections import SOCKET_NAME, short_path
-from dray.shim.model import AttachRequest, ExecCreate, ExitStatus, TaskCreate
+from dray.shim.model import AttachRequest, ExecCreate, ExitStatus, LogRequest, TaskCreate
 from dray.shim.spawn import Zygote
 from dray.wire import rpc
 
-__all__ = ["Task", "TaskListener", "Tasks", "Zygote"]
+__all__ = ["Task", "TaskListener", "Tasks", "Zygote", "serve_logs"]
 
 LOST = ExitStatus(exit_code=128 + signal.SIGKILL, finished_at=0, error="the container's shim was killed")
 
@@ -82,6 +83,10 @@ class Task:
     async def kill(self, signum: int, *, all_processes: bool = False) -> None:
         """Signal init, or every process; Conflict if the container is over."""
         await self._call("kill", {"signal": int(signum), "all": all_processes})
+
+    async def kill_exec(self, exec_id: str, signum: int) -> None:
+        """Signal an exec's process; NotFound if there is no such exec, nothing happens if it is over."""
+        await self._call("kill", {"signal": int(signum), "all": False, "exec_id": exec_id})
 
     async def wait(self) -> ExitStatus:
         """Wait for the end; returns at once when it is over. Safe to cancel."""
@@ -223,9 +228,10 @@ class Task:
 class Tasks:
     """The shims of this daemon."""
 
-    def __init__(self, zygote: Zygote, listener: TaskListener) -> None:
+    listener: TaskListener
+
+    def __init__(self, zygote: Zygote) -> None:
         self._zygote = zygote
-        self.listener = listener
         self._background: set[asyncio.Task[None]] = set()
 
     async def create(
@@ -337,3 +343,20 @@ def _connect(run_dir: Path) -> socket.socket | None:
     with contextlib.suppress(OSError):
         connection.close()
     return None
+
+
+async def serve_logs(zygote: Zygote, request: LogRequest, fd: int, *, wait: bool = False) -> None:
+    """Let a process of its own write a container's log to the client's socket; `fd` is closed in every case.
+
+    It goes on without the daemon, ends when the client does, and closes the socket at the end without shutting it
+    down. With `wait`, this returns when everything is written. Unsupported if the driver cannot be read.
+    """
+    try:
+        log_drivers.format_of(request.driver)
+        arguments = msgspec.to_builtins(request)
+        if wait:
+            await zygote.call("dray.shim.logserver:serve", arguments, [fd])
+        else:
+            zygote.begin("dray.shim.logserver:serve", arguments, [fd])
+    finally:
+        os.close(fd)

@@ -13,12 +13,15 @@ those of OCI `linux.resources`; absent, null and (as in runc) 0 mean "leave alon
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dray.linux.cgroups import layout
 from dray.linux.cgroups.layout import Layout
 
-__all__ = ["Cgroup", "Layout", "OomWatch", "create", "load", "preload", "prune"]
+if TYPE_CHECKING:
+    from dray.linux.cgroups.facilities import Capabilities
+
+__all__ = ["Cgroup", "Layout", "OomWatch", "capabilities", "create", "load", "preload", "prune"]
 
 
 class OomWatch(Protocol):
@@ -116,6 +119,13 @@ def create(cgroups_path: str, container_id: str, resources: Mapping[str, Any] | 
 def load(cgroups_path: str, container_id: str) -> Cgroup:
     """Return the cgroup that `create` made with the same arguments; touches nothing."""
     return _instance(layout.current(), cgroups_path, container_id)
+
+
+def capabilities() -> Capabilities:
+    """Return what this machine's cgroups can limit; looked up anew on each call, so keep it."""
+    from dray.linux.cgroups.facilities import read
+
+    return read(layout.current())
 
 
 def preload() -> None:

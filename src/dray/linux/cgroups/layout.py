@@ -49,8 +49,8 @@ class Layout:
         wanted = cgroups_path or f"/dray/{container_id}"
         if "\0" in wanted or "\n" in wanted:
             raise InvalidParameter(f"invalid cgroupsPath {cgroups_path!r}")
-        path = os.path.normpath("/" + wanted)
-        if path in ("/", "//"):
+        path = os.path.normpath("/" + wanted.lstrip("/"))
+        if path == "/":
             raise InvalidParameter("cgroupsPath must not be the root of the hierarchy")
         if wanted.startswith("/"):
             return {key: mount + path for key, mount in self.mounts.items()}

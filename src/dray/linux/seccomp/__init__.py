@@ -37,7 +37,7 @@ _FLAGS = {
 _NEW_LISTENER = 1 << 3
 _TSYNC_ESRCH = 1 << 4
 
-_VERSION = b"1"  # raised when the compiler's output changes
+_VERSION = b"3"  # raised when the compiler's output changes
 _programs: dict[bytes, bytes] = {}
 
 
@@ -66,6 +66,16 @@ def program(profile: Mapping[str, Any], *, cache_dir: str | os.PathLike[str] | N
             write_atomic(path, code, durable=False)
     _programs[digest.digest()] = code
     return code
+
+
+def preload() -> None:
+    """Read the tables and the compiler (for a zygote, before it forks)."""
+    from dray.linux.seccomp import compile as compiler  # noqa: F401
+    from dray.linux.seccomp.numbers import native, table
+
+    if native() is not None:
+        table("x86_64")
+    _salt()
 
 
 def _cached(path: str) -> bytes | None:

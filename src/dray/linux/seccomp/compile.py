@@ -15,7 +15,8 @@ The meaning is that of libseccomp as runc drives it:
 - conditions of one rule must all hold; a rule that names one argument twice stands for one rule a condition;
 - calls newer than the newest one the profile names fail with ENOSYS instead of a refusing default action, so
   that programs fall back to what they used before (not where the default is allow, log or trace);
-- comparisons are of unsigned 64-bit values; `SCMP_CMP_MASKED_EQ` is (argument & value) == valueTwo;
+- comparisons are of unsigned 64-bit values; `SCMP_CMP_MASKED_EQ` is (argument & value) == valueTwo. Unlike with
+  libseccomp, of an argument that the kernel reads 32 bits of the others count as 0 (`numbers.NARROW`);
 - on i386, a rule without conditions for a socket or System V call covers its form in the multiplexed
   `socketcall` or `ipc`. A rule with conditions cannot: those arguments lie behind a pointer.
 """
@@ -23,12 +24,12 @@ The meaning is that of libseccomp as runc drives it:
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dray.base.errors import InvalidParameter, Unsupported
 from dray.linux.seccomp import numbers
+from dray.linux.seccomp.assemble import AND, JEQ, JGE, JGT, LD_ABS, LD_IMM, Assembler
 
 RET_KILL_PROCESS = 0x80000000
 RET_KILL_THREAD = 0x00000000
@@ -51,15 +52,12 @@ _ACTIONS = {
     "SCMP_ACT_ALLOW": RET_ALLOW,
 }
 
-# linux/bpf_common.h: class | size or operation | mode or source
-_LD, _JA, _JEQ, _JGT, _JGE, _AND, _RET = 0x20, 0x05, 0x15, 0x25, 0x35, 0x54, 0x06
 _NR, _ARCH, _ARGS = 0, 4, 16  # offsets in struct seccomp_data; an argument is 8 bytes, low word first
 _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 _TOP = 1 << 32
 _U64 = (1 << 64) - 1
 
-Instruction = tuple[int, int, int, int]  # struct sock_filter: code, jt, jf, k
-Condition = tuple[int, str, int, int]  # argument, operator, value, valueTwo
+Condition = tuple[int, str, int, int]  # argument (~argument: its low 32 bits), operator, value, valueTwo
 Rule = tuple[tuple[Condition, ...], int]
 Fate = int | tuple[Rule, ...]  # what SECCOMP_RET_… a number gets, or the rules that decide
 
@@ -85,7 +83,8 @@ def compile_profile(profile: Mapping[str, Any]) -> bytes:
     for architecture in enabled:
         audits.setdefault(architecture.audit, []).append(architecture)
 
-    code: list[Instruction] = [(_RET, 0, 0, RET_KILL_THREAD)]
+    code = Assembler()
+    entry = code.ret(RET_KILL_THREAD)
     for audit, members in reversed(audits.items()):
         ranges: list[tuple[int, Fate]] = []
         for architecture in members:
@@ -93,15 +92,15 @@ def compile_profile(profile: Mapping[str, Any]) -> bytes:
         if members[0].column == "x86_64" and len(members) == 1:
             # Without the x32 architecture its calls are foreign; -1 is what a tracer sets to skip a call.
             ranges += [(numbers.X32_BIT, RET_KILL_THREAD), (_TOP - 1, default)]
-        body = [(_LD, 0, 0, _NR), *_tree(_merged(ranges), default)]
-        code = _branch(_JEQ, audit, yes=body, no=code)
-    code.insert(0, (_LD, 0, 0, _ARCH))
+        calls = code.then(LD_ABS, _NR, _tree(code, _merged(ranges), default))
+        entry = code.branch(JEQ, audit, calls, entry)
+    code.then(LD_ABS, _ARCH, entry)
     if len(code) > _MAX_INSTRUCTIONS:
         raise InvalidParameter(
             f"seccomp: the profile needs {len(code)} instructions, the kernel takes {_MAX_INSTRUCTIONS}: "
             "use fewer rules with arguments"
         )
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+    return code.program()
 
 
 def action(name: str, errno_ret: int | None) -> int:
@@ -141,7 +140,12 @@ def _rules(entries: Iterable[Mapping[str, Any]], default: int) -> Iterable[tuple
         alternatives = [conditions] if len(indexes) == len(conditions) else [(one,) for one in conditions]
         for name in names:
             for alternative in alternatives:
-                yield name, alternative, verdict
+                narrow = numbers.NARROW.get(name, ())
+                yield (
+                    name,
+                    tuple((~one[0] if one[0] in narrow else one[0], *one[1:]) for one in alternative),
+                    verdict,
+                )
 
 
 def _condition(argument: Mapping[str, Any]) -> Condition:
@@ -218,68 +222,49 @@ def _merged(ranges: Sequence[tuple[int, Fate]]) -> list[tuple[int, Fate]]:
     return joined
 
 
-def _tree(ranges: Sequence[tuple[int, Fate]], default: int) -> list[Instruction]:
-    """Emit the search over ranges; the accumulator holds the number."""
+def _tree(code: Assembler, ranges: Sequence[tuple[int, Fate]], default: int) -> int:
+    """Emit the search over ranges, the number in the accumulator; return its place."""
     if len(ranges) == 1:
-        return _leaf(ranges[0][1], default)
+        return _leaf(code, ranges[0][1], default)
     middle = len(ranges) // 2
-    low, high = _tree(ranges[:middle], default), _tree(ranges[middle:], default)
-    return _branch(_JGE, ranges[middle][0], yes=high, no=low)
+    high = _tree(code, ranges[middle:], default)
+    low = _tree(code, ranges[:middle], default)
+    return code.branch(JGE, ranges[middle][0], high, low)
 
 
-def _branch(code: int, k: int, *, yes: Sequence[Instruction], no: Sequence[Instruction]) -> list[Instruction]:
-    """Emit `if A <code> k: yes else: no`; both end in a return. A conditional jump reaches 255 instructions, an
-    unconditional one any number."""
-    if len(no) <= 255:
-        return [(code, len(no), 0, k), *no, *yes]
-    return [(code, 0, 1, k), (_JA, 0, 0, len(no)), *no, *yes]
-
-
-def _leaf(fate: Fate, default: int) -> list[Instruction]:
+def _leaf(code: Assembler, fate: Fate, default: int) -> int:
+    """Emit what becomes of one range: an action, or rules of which the first that holds counts."""
     if isinstance(fate, int):
-        return [(_RET, 0, 0, fate)]
-    code: list[Instruction] = []
-    for conditions, verdict in fate:
-        code += _rule(conditions, verdict)
-    return [*code, (_RET, 0, 0, default)]
+        return code.ret(fate)
+    otherwise = code.ret(default)
+    for conditions, verdict in reversed(fate):
+        holds = code.ret(verdict)
+        for condition in reversed(conditions):
+            holds = _compare(code, condition, holds, otherwise)
+        otherwise = holds
+    return otherwise
 
 
-def _rule(conditions: Sequence[Condition], verdict: int) -> list[Instruction]:
-    """Emit comparisons that fall through to `ret verdict`, or jump just behind it."""
-    code: list[Instruction] = [(_RET, 0, 0, verdict)]
-    for condition in reversed(conditions):
-        code = _compare(condition, len(code)) + code
-    return code
-
-
-def _compare(condition: Condition, skip: int) -> list[Instruction]:
-    """Emit one 64-bit comparison: falls through where it holds, else jumps over `skip` further instructions."""
+def _compare(code: Assembler, condition: Condition, yes: int, no: int) -> int:
+    """Emit one 64-bit comparison, high word first."""
     index, operator, value, second = condition
-    low_at, high_at = _ARGS + 8 * index, _ARGS + 8 * index + 4
+    load_low = (LD_ABS, _ARGS + 8 * (index if index >= 0 else ~index))
+    load_high = (LD_ABS, load_low[1] + 4) if index >= 0 else (LD_IMM, 0)
     high, low = value >> 32, value & 0xFFFFFFFF
     if operator == "MASKED_EQ":
         wanted = second & value
-        code: list[Instruction] = []
-        for at, mask, word in ((low_at, low, wanted & 0xFFFFFFFF), (high_at, high, wanted >> 32)):
+        for load, mask, word in ((load_low, low, wanted & 0xFFFFFFFF), (load_high, high, wanted >> 32)):
             if mask:
-                step: list[Instruction] = [(_LD, 0, 0, at)]
+                yes = code.branch(JEQ, word, yes, no)
                 if mask != 0xFFFFFFFF:
-                    step.append((_AND, 0, 0, mask))
-                code = [*step, (_JEQ, 0, skip + len(code), word), *code]
-        return code
+                    yes = code.then(AND, mask, yes)
+                yes = code.then(*load, yes)
+        return yes
+    if operator in ("NE", "LT", "LE"):  # the opposites of EQ, GE, GT
+        yes, no = no, yes
     if operator in ("EQ", "NE"):
-        # Words differ: EQ fails, NE holds. The first test stands three before the end of the comparison.
-        equal = operator == "EQ"
-        first = (_JEQ, 0, 2 + skip, high) if equal else (_JEQ, 0, 2, high)
-        last = (_JEQ, 0, skip, low) if equal else (_JEQ, skip, 0, low)
-        return [(_LD, 0, 0, high_at), first, (_LD, 0, 0, low_at), last]
-    test = _JGE if operator in ("GE", "LT") else _JGT
-    above = operator in ("GE", "GT")
-    yes, no = (0, skip) if above else (skip, 0)
-    return [
-        (_LD, 0, 0, high_at),
-        (_JGT, yes + 3, 0, high),
-        (_JEQ, 0, no + 2, high),
-        (_LD, 0, 0, low_at),
-        (test, yes, no, low),
-    ]
+        equal = code.then(*load_low, code.branch(JEQ, low, yes, no))
+        return code.then(*load_high, code.branch(JEQ, high, equal, no))
+    test = JGE if operator in ("GE", "LT") else JGT
+    equal = code.then(*load_low, code.branch(test, low, yes, no))
+    return code.then(*load_high, code.branch(JGT, high, yes, code.branch(JEQ, high, equal, no)))

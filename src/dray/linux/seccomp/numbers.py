@@ -51,6 +51,29 @@ IPC = {
     "shmctl": 24,
 }
 
+# Arguments of which the kernel reads 32 bits only (an int, an unsigned int, an id), of the calls that profiles
+# filter by argument. A comparison must not look at the rest: with it, socket(AF_ALG | 1 << 32) is "greater than
+# 40" and ioctl(fd, TIOCSTI | 1 << 32) is "not TIOCSTI", while the kernel does what was to be refused.
+NARROW: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("socket", "socketpair"), (0, 1, 2)),
+    **dict.fromkeys(("setsockopt", "getsockopt"), (0, 1, 2)),
+    **dict.fromkeys(("ioctl", "fcntl", "fcntl64", "setns", "kill", "tkill", "seccomp", "fanotify_init"), (0, 1)),
+    **dict.fromkeys(("personality", "prctl", "keyctl", "bpf", "syslog", "quotactl", "io_uring_setup"), (0,)),
+    **dict.fromkeys(("setuid", "setgid", "setuid32", "setgid32", "setfsuid", "setfsgid"), (0,)),
+    **dict.fromkeys(
+        ("setreuid", "setregid", "setreuid32", "setregid32", "sched_setscheduler", "prlimit64"), (0, 1)
+    ),
+    **dict.fromkeys(("setresuid", "setresgid", "setresuid32", "setresgid32", "tgkill", "reboot"), (0, 1, 2)),
+    **dict.fromkeys(("chown", "lchown", "chown32", "lchown32", "futex"), (1, 2)),
+    **dict.fromkeys(("fchown", "fchown32"), (0, 1, 2)),
+    "fchownat": (0, 2, 3, 4),
+    "open": (1,),
+    "openat": (0, 2),
+    "memfd_create": (1,),
+    "perf_event_open": (1, 2, 3),
+    "io_uring_enter": (0, 1, 2, 3),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from dray.api import models
 from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Execs
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 from dray.server.routes.lifecycle import terminal_size
 
 routes = Table()
+
+# What clients send here though it is said elsewhere: Detach counts on start, the container is in the path.
+_REPEATED = frozenset({"Detach", "Container"})
 
 
 def _part(backends: Backends) -> Execs:
@@ -26,12 +28,10 @@ def _check_console(size: list[int] | None) -> None:
 
 
 @routes.post("/containers/{id}/exec")
-async def create(backends: Backends, call: Call) -> web.StreamResponse:
+async def create(backends: Backends, call: Call) -> StreamResponse:
     """Prepare an exec."""
     config, unknown = await call.required_json(models.ExecConfig)
-    if unknown and unknown != ["Detach"]:  # Go's client sends Detach here as well; it counts on start
-        unknown = [key for key in unknown if key != "Detach"]
-        raise InvalidParameter(f"unknown exec option {unknown[0]}: this engine would have to ignore it")
+    call.ignore([key for key in unknown if key not in _REPEATED])
     if not config.cmd:
         raise InvalidParameter("No exec command specified")
     if call.version < (1, 42):
@@ -41,9 +41,10 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/exec/{id}/start")
-async def start(backends: Backends, call: Call) -> web.StreamResponse:
+async def start(backends: Backends, call: Call) -> StreamResponse:
     """Run a prepared exec, detached or on this connection."""
-    options, _unknown = await call.json(models.ExecStartConfig)
+    options, unknown = await call.json(models.ExecStartConfig)
+    call.ignore(unknown)
     if options.console_size and (call.version < (1, 42) or not options.tty or options.detach):
         options.console_size = None
     _check_console(options.console_size)
@@ -55,7 +56,7 @@ async def start(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/exec/{id}/resize")
-async def resize(backends: Backends, call: Call) -> web.StreamResponse:
+async def resize(backends: Backends, call: Call) -> StreamResponse:
     """Set the size of an exec's terminal."""
     height, width = terminal_size(call)
     await _part(backends).resize(call.params["id"], height, width)
@@ -63,6 +64,6 @@ async def resize(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/exec/{id}/json")
-async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
+async def inspect(backends: Backends, call: Call) -> StreamResponse:
     """Inspect an exec."""
     return replies.json(await _part(backends).inspect(call.params["id"]))

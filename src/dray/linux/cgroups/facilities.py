@@ -55,9 +55,8 @@ class Capabilities:
         }
 
 
-def capabilities(place: Layout | None = None) -> Capabilities:
+def read(place: Layout) -> Capabilities:
     """Look at the mounted controllers; v1 makes (and removes) one empty block-I/O cgroup, whose files tell."""
-    place = place or layout.current()
     return _v1(place) if place.version == 1 else _v2(place)
 
 

@@ -1,0 +1,193 @@
+"""`dray cp` and `dray export`."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import sys
+import tarfile
+
+from dray.base.units import human_size
+from dray.cli.app import is_terminal
+from dray.cli.buildcontext import TarStream, tar_pieces
+from dray.cli.command import Command, Failure
+from dray.cli.copyfiles import GO_DIR, GO_LINK, Unpacker, means_content, plan, source_entries, split_argument
+from dray.cli.flags import Flag
+from dray.client.errors import ApiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from dray.cli.app import App
+    from dray.cli.flags import Values
+    from dray.client.transport import Response
+
+
+class _Body:
+    """A response's body as a file that tarfile can read, counting bytes."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self._buffer = bytearray()
+        self.count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        while size < 0 or len(self._buffer) < size:
+            data = self._response.read1()
+            if not data:
+                break
+            self._buffer += data
+        size = len(self._buffer) if size < 0 else size
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self.count += len(data)
+        return data
+
+
+def _done(app: App, values: Values, count: int, where: str) -> None:
+    if not values["quiet"] and is_terminal(2):
+        app.error(f"Successfully copied {human_size(count)} to {where}")
+
+
+def _resolve_link(app: App, container: str, path: str, stat: dict[str, Any]) -> str:
+    """Return what a link in a container points to, as a path of that container."""
+    target = str(stat.get("linkTarget") or "")
+    return target if target.startswith("/") else posixpath.join(posixpath.dirname(path), target)
+
+
+def copy_out(app: App, values: Values, container: str, source: str, target: str) -> int:
+    """Copy from a container to this host, or to standard output as a tar archive."""
+    wanted = source
+    if values["follow-link"]:
+        stat = app.client.containers.stat_path(container, source)
+        if stat.get("mode", 0) & GO_LINK:
+            wanted = _resolve_link(app, container, source, stat)
+    response, stat = app.client.containers.get_archive(container, wanted)
+    try:
+        if target == "-":
+            from dray.cli.streams import write_all
+
+            for chunk in response.chunks():
+                write_all(1, chunk)
+            return 0
+        is_dir = bool(stat.get("mode", 0) & GO_DIR)
+        place = plan(
+            source,
+            source_is_dir=is_dir,
+            target=target,
+            target_exists=os.path.exists(target),
+            target_is_dir=os.path.isdir(target),
+        )
+        if not os.path.isdir(place.folder):
+            raise Failure(f'invalid output path: directory "{place.folder}" does not exist')
+        body = _Body(response)
+        with tarfile.open(fileobj=body, mode="r|") as archive:  # type: ignore[call-overload]
+            Unpacker(place, owners=values["archive"] and os.geteuid() == 0).unpack(archive)
+        body.read()
+        _done(app, values, body.count, target)
+    finally:
+        response.close()
+    return 0
+
+
+def _stat_target(app: App, container: str, target: str) -> tuple[str, dict[str, Any] | None]:
+    """Return a destination in a container, links resolved, with its stat (None: it does not exist)."""
+    try:
+        stat = app.client.containers.stat_path(container, target)
+        if stat.get("mode", 0) & GO_LINK:
+            resolved = _resolve_link(app, container, target, stat)
+            return resolved, app.client.containers.stat_path(container, resolved)
+        return target, stat
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        # A path may be missing; a container that is missing is the next request's error.
+        return target, None
+
+
+def copy_in(app: App, values: Values, source: str, container: str, target: str) -> int:
+    """Copy from this host, or a tar archive on standard input, to a container."""
+    target = target if target.startswith("/") else f"/{target}"
+    place_path, stat = _stat_target(app, container, target)
+    is_dir = bool(stat and stat.get("mode", 0) & GO_DIR)
+    if source == "-":
+        if stat is not None and not is_dir:
+            raise Failure(f'destination "{container}:{target}" must be a directory')
+        app.client.containers.put_archive(
+            container, place_path, sys.stdin.buffer, no_overwrite=True, copy_uid_gid=values["archive"]
+        )
+        return 0
+    if not os.path.lexists(source):
+        raise Failure(f"lstat {os.path.abspath(source)}: no such file or directory")
+    follow = values["follow-link"] or source.endswith("/")
+    source_is_dir = os.path.isdir(source) and (follow or means_content(source) or not os.path.islink(source))
+    place = plan(
+        source,
+        source_is_dir=source_is_dir,
+        target=place_path,
+        target_exists=stat is not None,
+        target_is_dir=is_dir,
+    )
+    body = TarStream(tar_pieces(source_entries(source, place.name, follow=follow)))
+    app.client.containers.put_archive(
+        container, place.folder, body, no_overwrite=True, copy_uid_gid=values["archive"]
+    )
+    _done(app, values, body.sent, f"{container}:{target}")
+    return 0
+
+
+def run_cp(app: App, values: Values, arguments: list[str]) -> int:
+    """Copy between a container and this host."""
+    if not arguments[0]:
+        raise Failure("source can not be empty")
+    if not arguments[1]:
+        raise Failure("destination can not be empty")
+    from_container, source = split_argument(arguments[0])
+    to_container, target = split_argument(arguments[1])
+    if from_container and to_container:
+        raise Failure("copying between containers is not supported")
+    if from_container:
+        return copy_out(app, values, from_container, source, target)
+    if to_container:
+        return copy_in(app, values, source, to_container, target)
+    raise Failure("must specify at least one container source")
+
+
+def run_export(app: App, values: Values, arguments: list[str]) -> int:
+    """Write a container's filesystem as a tar archive."""
+    from dray.cli.commands.transfer import save_to_file
+    from dray.cli.streams import write_all
+
+    if not values["output"] and is_terminal(1):
+        raise Failure("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+    response = app.client.containers.export(arguments[0])
+    try:
+        if values["output"]:
+            save_to_file(values["output"], response.chunks(), what="failed to export container")
+            return 0
+        for chunk in response.chunks():
+            write_all(1, chunk)
+    finally:
+        response.close()
+    return 0
+
+
+COMMANDS = {
+    "container cp": Command(
+        "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n\tdray cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH",
+        run_cp,
+        flags=(
+            Flag("archive", "bool", "Keep user and group of what is copied", short="a"),
+            Flag("follow-link", "bool", "Follow a link at the source", short="L"),
+            Flag("quiet", "bool", "Say nothing of what was copied", short="q"),
+        ),
+        args=(2, 2),
+    ),
+    "container export": Command(
+        "[OPTIONS] CONTAINER",
+        run_export,
+        flags=(Flag("output", "string", "Write to this file instead of standard output", short="o"),),
+        args=(1, 1),
+    ),
+}

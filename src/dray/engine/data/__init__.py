@@ -1,0 +1,1 @@
+"""Data files of the engine: the default seccomp profile and what every container gets."""

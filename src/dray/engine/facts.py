@@ -1,0 +1,113 @@
+"""What a container's spec needs that its ask does not say: looked up here, right before each start."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dray.api.models import Ulimit
+from dray.base.errors import Conflict, Unsupported
+from dray.engine import rootfs
+from dray.engine.creation import Defaults
+from dray.engine.layout import Layout
+from dray.engine.model import ContainerRecord
+from dray.engine.registry import Registry
+from dray.engine.spec import Facts, Machine, User, machine, resolve_user
+from dray.engine.spec.resources import block_device_paths
+from dray.network.model import Attachment
+from dray.store.snapshots import Snapshots
+
+
+class FactFinder:
+    """Finds the facts of one host and one daemon."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        snapshots: Snapshots,
+        layout: Layout,
+        defaults: Defaults,
+        *,
+        cgroup_version: int,
+    ) -> None:
+        self._registry = registry
+        self._snapshots = snapshots
+        self._layout = layout
+        self._defaults = defaults
+        self._machine: Machine = machine.read(cgroup_version)
+        self._time_namespaces = os.path.exists("/proc/self/ns/time")
+        self._profile = _profile(defaults.seccomp_profile)
+        self._ulimits = [
+            Ulimit(name=name, soft=int(limits["Soft"]), hard=int(limits["Hard"]))
+            for name, limits in defaults.ulimits.items()
+        ]
+
+    def find(self, record: ContainerRecord, attachment: Attachment) -> Facts:
+        """Return the facts of a container that is about to start."""
+        host, defaults = record.host_config, self._defaults
+        files = self._layout.container(self._files_of(record))
+        builtin = host.runtime == "dray"
+        return Facts(
+            id=record.id,
+            args=[record.path, *record.args],
+            user=self._user(record),
+            hosts=f"{files}/hosts",
+            hostname=f"{files}/hostname",
+            resolv_conf=f"{files}/resolv.conf",
+            mounts=record.mounts,
+            namespaces=self._namespaces(record),
+            devices=machine.host_devices() if host.privileged else machine.resolve_devices(host.devices),
+            block_devices=machine.block_devices(block_device_paths(host)),
+            sysctls=attachment.sysctls,
+            machine=self._machine,
+            cgroup_parent=defaults.cgroup_parent or "/dray",
+            ulimits=self._ulimits,
+            shm_size=defaults.shm_size,
+            no_new_privileges=defaults.no_new_privileges,
+            seccomp_profile=self._profile,
+            seccomp_unconfined=defaults.seccomp_profile == "unconfined",
+            time_namespace=builtin and self._time_namespaces,
+            recursive_read_only=builtin and self._machine.kernel >= (5, 12),
+        )
+
+    def _files_of(self, record: ContainerRecord) -> str:
+        """Return whose hosts, hostname and resolv.conf a container uses: its own, or those of the container whose
+        network it shares."""
+        mode = record.host_config.network_mode
+        if mode.startswith("container:"):
+            return self._files_of(self._registry.find(mode.removeprefix("container:")).record)
+        return record.id
+
+    def _user(self, record: ContainerRecord) -> User:
+        with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
+            passwd = rootfs.read_small_file(root, "/etc/passwd")
+            group = rootfs.read_small_file(root, "/etc/group")
+        return resolve_user(passwd, group, record.config.user, record.host_config.group_add)
+
+    def _namespaces(self, record: ContainerRecord) -> dict[str, str]:
+        """Return the namespaces of other containers that this one joins."""
+        host = record.host_config
+        found: dict[str, str] = {}
+        for kind, mode in (("network", host.network_mode), ("ipc", host.ipc_mode), ("pid", host.pid_mode)):
+            if not mode.startswith("container:"):
+                continue
+            if kind == "ipc":
+                raise Unsupported("--ipc container: sharing another container's IPC namespace is not built in yet")
+            other = self._registry.find(mode.removeprefix("container:"))
+            if not other.state.running:
+                noun = "non running container" if kind == "network" else "container that is not running"
+                raise Conflict(f"cannot join {kind} namespace of a {noun}: {other.id}")
+            name = {"network": "net", "ipc": "ipc", "pid": "pid"}[kind]
+            found[kind] = f"/proc/{other.state.pid}/ns/{name}"
+        return found
+
+
+def _profile(setting: str) -> Mapping[str, Any] | None:
+    """Read the daemon's own seccomp profile; None for the default one."""
+    if setting in ("", "builtin", "unconfined"):
+        return None
+    document: dict[str, Any] = json.loads(Path(setting).read_text())
+    return document

@@ -1,0 +1,156 @@
+"""Publishing: from what a container asks to reserved host ports, redirections, and forwarding in user space."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from ipaddress import ip_address
+
+import msgspec
+
+from dray.linux import conntrack
+from dray.linux.links import Links
+from dray.network import bridge, sysctls
+from dray.network.firewall import Firewall, Published
+from dray.network.model import Attachment, Endpoint, Network, NetworkConfig, PortAsk, SandboxAsk
+from dray.network.ports import HostPorts, Reach, published_port
+
+
+class Publisher:
+    """Publishes ports of containers. Borrows the firewall (None: everything goes through user space)."""
+
+    def __init__(self, config: NetworkConfig, firewall: Firewall | None, ports: HostPorts, host: Links) -> None:
+        self._config = config
+        self._firewall = firewall
+        self._ports = ports
+        self._host = host
+
+    def publish(
+        self,
+        held: Sequence[Endpoint],
+        ask: SandboxAsk,
+        network: Callable[[str], Network],
+        made: Attachment,
+        undo: ExitStack,
+    ) -> list[Endpoint]:
+        """Publish a container's ports through the endpoint that carries its default route (as Docker, a container
+        on internal networks alone publishes nothing). Fills `made` with sockets and forwards."""
+        asks = _asks(ask)
+        index = _carrier(held)
+        if not asks or index is None:
+            return list(held)
+        endpoint = held[index]
+        default_ip = network(endpoint.network_id).options.get(bridge.HOST_BINDING) or self._config.default_binding
+        reserved = self._ports.reserve(endpoint, asks, default_ip, self._reach(), undo)
+        redirections = [one.published for one in reserved if one.published is not None]
+        self._redirect(redirections, undo)
+        for one in reserved:
+            if one.sock is None:
+                continue
+            if one.forward_to:
+                binding = one.binding
+                made.forwards.append(
+                    (binding.protocol, len(made.hold_fds), one.forward_to, binding.container_port)
+                )
+            made.hold_fds.append(one.sock.detach())
+        bindings = sorted(
+            (one.binding for one in reserved), key=lambda b: (b.container_port, b.protocol, b.host_ip)
+        )
+        changed = list(held)
+        changed[index] = msgspec.structs.replace(endpoint, ports=bindings)
+        return changed
+
+    def redirections(self, endpoints: Iterable[Endpoint]) -> list[Published]:
+        """Return the redirections of endpoints' published ports."""
+        found = [published_port(endpoint, binding) for endpoint in endpoints for binding in endpoint.ports]
+        families = self._firewall.families if self._firewall is not None else ()
+        return [port for port in found if port is not None and port.family in families and port.host_ip != "::1"]
+
+    def adopt(self, endpoint: Endpoint) -> None:
+        """Remember the ports of a running container."""
+        self._ports.adopt(endpoint.container_id, endpoint.ports)
+
+    def withdraw(self, endpoint: Endpoint) -> None:
+        """Publish the endpoint's ports no longer."""
+        if not endpoint.ports:
+            return
+        self._withdraw(self.redirections([endpoint]))
+        self._ports.release(endpoint.container_id, endpoint.ports)
+
+    def move(self, held: Sequence[Endpoint], gone: Endpoint | None) -> list[Endpoint]:
+        """After the default route moved (or `gone` left), let the published ports lead to the endpoint that
+        carries it now. The reservations stay where they are, with the container's shim."""
+        index = _carrier(held)
+        before = next((end for end in [*held, *([gone] if gone else [])] if end.ports), None)
+        if before is None or (index is not None and held[index].id == before.id):
+            return list(held)
+        self._withdraw(self.redirections([before]))
+        after = [msgspec.structs.replace(end, ports=[]) if end.ports else end for end in held]
+        if index is not None:
+            after[index] = msgspec.structs.replace(after[index], ports=before.ports)
+            self._redirect(self.redirections([after[index]]), None)
+        return after
+
+    def _redirect(self, redirections: Sequence[Published], undo: ExitStack | None) -> None:
+        if self._firewall is None or not redirections:
+            return
+        if undo is not None:
+            undo.callback(self._firewall.unpublish, redirections)
+        self._firewall.publish(redirections)
+        for port in _udp(redirections):
+            # Senders that were there first have flows to the host itself, which no redirection touches.
+            own = {found.ip for _, found in self._host.addresses()}
+            conntrack.forget_udp(
+                _family(port),
+                port.host_port,
+                lambda flow, own=own: (
+                    flow.destination in own  # type: ignore[misc]
+                    and flow.answered_from == flow.destination
+                ),
+            )
+
+    def _withdraw(self, redirections: Sequence[Published]) -> None:
+        if self._firewall is None or not redirections:
+            return
+        self._firewall.unpublish(redirections)
+        for port in _udp(redirections):
+            old = ip_address(port.address)
+            conntrack.forget_udp(
+                _family(port),
+                port.host_port,
+                lambda flow, old=old: flow.answered_from == old,  # type: ignore[misc]
+            )
+
+    def _reach(self) -> Reach:
+        families = self._firewall.families if self._firewall is not None else ()
+        return Reach(families=families, userland=self._config.userland_proxy, ipv6=sysctls.has_ipv6())
+
+
+def _asks(ask: SandboxAsk) -> list[PortAsk]:
+    asks = list(ask.ports)
+    if ask.publish_all:
+        named = {(port.protocol, port.container_port) for port in asks}
+        asks += [
+            PortAsk(protocol=protocol, container_port=port)
+            for protocol, port in ask.exposed
+            if (protocol, port) not in named
+        ]
+    return asks
+
+
+def _carrier(held: Sequence[Endpoint]) -> int | None:
+    """Return the index of the endpoint that publishes: the one with the default route, IPv4's before IPv6's."""
+    for carries in ("default4", "default6"):
+        for index, endpoint in enumerate(held):
+            if getattr(endpoint, carries):
+                return index
+    return None
+
+
+def _udp(redirections: Iterable[Published]) -> list[Published]:
+    return [port for port in redirections if port.protocol == "udp"]
+
+
+def _family(port: Published) -> int:
+    return socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET

@@ -1,0 +1,121 @@
+"""What every network driver keeps to: each verb may be repeated, and nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent / "kernel"))
+from netlab import LocalNamespaces, private_host
+
+from dray.base.errors import DrayError
+from dray.linux.links import Links
+from dray.network.bridge import BridgeDriver
+from dray.network.host import HostDriver
+from dray.network.model import Driver, Endpoint, Network, Pool
+from dray.network.none import NoneDriver
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def host() -> Iterator[Links]:
+    with private_host(), Links.open() as links:
+        yield links
+
+
+@pytest.fixture(params=["bridge", "host", "null"])
+def driver(request: pytest.FixtureRequest, host: Links) -> Driver:
+    made: dict[str, Driver] = {
+        "bridge": BridgeDriver(host, owner="test"),
+        "host": HostDriver(),
+        "null": NoneDriver(),
+    }
+    return made[request.param]
+
+
+@pytest.fixture
+def network(driver: Driver) -> Network:
+    names = {"bridge": "bridge", "host": "host", "null": "none"}
+    return Network(
+        id="n" * 64,
+        name=names[driver.name],
+        driver=driver.name,
+        interface="br-test" if driver.name == "bridge" else "",
+        pools=[Pool(subnet="10.5.0.0/24", gateway="10.5.0.1")] if driver.name == "bridge" else [],
+    )
+
+
+def endpoint(network: Network, number: int) -> Endpoint:
+    plugged = bool(network.interface)
+    return Endpoint(
+        id=str(number) * 64,
+        network_id=network.id,
+        network_name=network.name,
+        driver=network.driver,
+        container_id=str(number) * 64,
+        container_name=f"c{number}",
+        interface="eth0" if plugged else "",
+        veth=f"vethtest{number}" if plugged else "",
+        mac=f"02:42:0a:05:00:0{number}",
+        ipv4=f"10.5.0.{number}",
+        prefix4=24,
+    )
+
+
+def names(links: Links) -> set[str]:
+    return {link.name for link in links.links()}
+
+
+async def test_life_of_a_network(driver: Driver, network: Network, host: Links) -> None:
+    before = names(host)
+    driver.validate(network)
+    driver.up(network)
+    driver.up(network)
+    made = names(host)
+    held = []
+    for number in (2, 3):
+        netns, sock = await LocalNamespaces().new_network_namespace()
+        held.append(netns)
+        one = endpoint(network, number)
+        driver.plug(network, one, netns)
+        with Links.adopt(sock) as inside:
+            if one.interface:
+                link = inside.find(one.interface)
+                assert link is not None
+                assert link.mac == one.mac
+            else:
+                assert names(inside) == {"lo"}
+        driver.ready(network, one)
+        driver.unplug(network, one)
+        driver.unplug(network, one)
+    assert {link.name for link in host.links() if link.up} <= made
+    driver.down(network)
+    driver.down(network)
+    assert {name for name in names(host) if not name.startswith("vethtest")} == before
+    for netns in held:
+        os.close(netns)
+
+
+async def test_plugging_into_a_network_whose_interface_vanished(
+    driver: Driver, network: Network, host: Links
+) -> None:
+    driver.up(network)
+    driver.down(network)
+    netns, sock = await LocalNamespaces().new_network_namespace()
+    os.close(sock)
+    driver.plug(network, endpoint(network, 2), netns)
+    driver.unplug(network, endpoint(network, 2))
+    driver.down(network)
+    os.close(netns)
+
+
+def test_an_unknown_option_is_refused_by_name(driver: Driver, network: Network) -> None:
+    import msgspec
+
+    with pytest.raises(DrayError, match=r"com\.example\.nonsense"):
+        driver.validate(msgspec.structs.replace(network, options={"com.example.nonsense": "1"}))
