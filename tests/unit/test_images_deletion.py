@@ -26,7 +26,8 @@ RUNNING = ImageUser("d" * 64, running=True)
         (ONE, [ONE, BY_DIGEST], [], False, Plan((ONE, BY_DIGEST), whole=True)),
         (ONE, [ONE], [STOPPED], True, Plan((ONE,), whole=False)),
         (ONE, [ONE], [RUNNING], True, Plan((ONE,), whole=False)),
-        (None, [ONE, TWO], [], False, Plan((ONE, TWO), whole=True)),
+        (None, [ONE, TWO], [], True, Plan((ONE, TWO), whole=True)),
+        (None, [ONE, BY_DIGEST], [], False, Plan((ONE, BY_DIGEST), whole=True)),
         (None, [ONE, OTHER], [], True, Plan((ONE, OTHER), whole=True)),
         (None, [DANGLING + ID], [], False, Plan((DANGLING + ID,), whole=True)),
         (None, [ONE], [STOPPED], True, Plan((ONE,), whole=True)),
@@ -46,6 +47,10 @@ def test_allowed(name: str | None, names: list[str], users: list[ImageUser], for
         ),
         (
             None, [ONE, OTHER], [], False,
+            "conflict: unable to delete abababababab (must be forced) - image is referenced in multiple repositories",
+        ),
+        (
+            None, [ONE, TWO], [], False,
             "conflict: unable to delete abababababab (must be forced) - image is referenced in multiple repositories",
         ),
         (
