@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from dray.base.errors import InvalidParameter
+from dray.base.errors import InvalidParameter, NotFound
 from dray.client import address as addresses
 from dray.client.api import Client
 from dray.client.transport import TlsFiles, Transport
@@ -44,7 +44,10 @@ def default_tls(app: App) -> TlsFiles | None:
         path = named or os.path.join(folder, file)
         return path if named or os.path.exists(path) else ""
 
-    ca = place(app.tls_ca, "ca.pem") if verify else ""
+    ca = (app.tls_ca or os.path.join(folder, "ca.pem")) if verify else ""
+    for path in (ca, app.tls_cert, app.tls_key):
+        if path and not os.path.exists(path):
+            raise InvalidParameter(f"open {path}: no such file or directory")
     return TlsFiles(ca=ca, cert=place(app.tls_cert, "cert.pem"), key=place(app.tls_key, "key.pem"), verify=verify)
 
 
@@ -82,6 +85,6 @@ def make_client(app: App) -> Client:
             headers=headers,
             user_agent="Dray-Client (linux)",
         )
-    except InvalidParameter as error:
+    except (InvalidParameter, NotFound) as error:
         raise InvalidParameter(f"Failed to initialize: unable to resolve docker endpoint: {error}") from None
     return Client(transport)

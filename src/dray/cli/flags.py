@@ -146,9 +146,7 @@ def parse_filter(text: str) -> tuple[str, str] | None:
         return None
     name, equals, value = text.partition("=")
     if not equals:
-        raise InvalidParameter(
-            "invalid argument format, expected key=value: bad format of filter (expected name=value)"
-        )
+        raise InvalidParameter("bad format of filter (expected name=value)")
     return name.strip().lower(), value.strip()
 
 
@@ -274,6 +272,8 @@ class _Parser:
         flag = self.long.get(name)
         if flag is None:
             if name == "help":
+                if equals and not parse_bool(value):
+                    return
                 raise HelpAsked(short=False)
             raise FlagError(f"unknown flag: --{name}")
         if equals:

@@ -24,7 +24,7 @@ _LEVELS = ("debug", "info", "warn", "error", "fatal", "panic", "trace", "warning
 
 def _level(text: str) -> str:
     if text.lower() not in _LEVELS:
-        raise StatusError(1, f'unable to parse logging level: "{text}"')
+        raise StatusError(1, f"Unable to parse logging level: {text}")
     return text
 
 

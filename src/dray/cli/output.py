@@ -68,7 +68,7 @@ class Row:
         """Return a field's value, or a method to be called with the template's arguments."""
         if name in self.listing.methods:
             method = self.listing.methods[name]
-            return lambda *arguments: method(self.item, *arguments)
+            return lambda argument: method(self.item, argument)
         return self.listing.columns[name].value(self.item)
 
     def json_text(self) -> str:

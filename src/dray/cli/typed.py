@@ -99,6 +99,7 @@ _OPTIONAL: dict[str, dict[str, Any]] = {
     "network": {"Peers": NilList(), "Services": NilMap()},
     "Swarm": {"Cluster": None, "Warnings": NilList()},
 }
+_TYPES = {"versionInfo": "system.versionInfo", "info": "system.dockerInfo", "event": "*events.Message"}
 _MAP_BY_PARENT = frozenset((("LogConfig", "Config"), ("Plugins", "Volume"), ("volume", "Status")))
 
 
@@ -111,6 +112,7 @@ def typed(value: Any, name: str, parent: str = "") -> Any:
         for key, default in _OPTIONAL.get(name, {}).items():
             found.setdefault(key, default)
         found.raw = value
+        found.go_type = _TYPES.get(name, f"struct {name}")
         return found
     if isinstance(value, list):
         return [typed(one, "", name) for one in value]

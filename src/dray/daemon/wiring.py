@@ -15,12 +15,14 @@ import os
 import shutil
 import signal
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
+from dray.engine import security
 from dray.engine.containers import Containers
 from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
@@ -34,11 +36,13 @@ from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.networks import NetworkVerbs
 from dray.engine.registry import Registry
+from dray.engine.spec import machine
 from dray.engine.streams import Streams
 from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
+from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
@@ -118,9 +122,11 @@ class House:
 
     def __init__(self, config: DaemonConfig, zygote: Zygote) -> None:
         self.config = config
+        self._loop = asyncio.get_running_loop()
         self.layout = Layout(config["data-root"], config["exec-root"])
         self.layout.prepare()
         root = self.layout.data_root
+        self.limits = capabilities()
         self.metadata = Metadata(self.layout.database)
         self.snapshots: Snapshots
         if config["storage-driver"] == "vfs":
@@ -129,12 +135,14 @@ class House:
             self.snapshots = Overlay(f"{root}/overlay2", self.metadata)
         self.content = ContentStore(f"{root}/content")
         self.events = Events()
-        self.images = Images(self.metadata, self.content, self.snapshots)
+        self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         settings = defaults(config)
-        self.execs = ExecTable(self.registry, self.events, self.layout)
+        self.execs = ExecTable(
+            self.registry, self.events, self.layout, machine.read(self.limits.version).capabilities
+        )
         self.health = HealthChecks(self.registry, self.execs, self.events)
         self.tasks = Tasks(zygote)
         launcher = Launcher(
@@ -146,9 +154,7 @@ class House:
             self.volumes,
             self.layout,
             settings,
-            FactFinder(
-                self.registry, self.snapshots, self.layout, settings, cgroup_version=capabilities().version
-            ),
+            FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -177,7 +183,7 @@ class House:
             self.events,
             self.layout,
             settings,
-            limits=capabilities(),
+            limits=self.limits,
         )
         containers = Containers(
             self.registry, creator, self.lifecycle, self.image_verbs, self.snapshots, self.events, self.layout
@@ -189,7 +195,7 @@ class House:
                 self.image_verbs,
                 self.volume_verbs,
                 self._settings(settings),
-                limits=capabilities(),
+                limits=self.limits,
                 listeners=lambda: self.events.listeners,
             ),
             containers=containers,
@@ -220,6 +226,10 @@ class House:
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
         )
 
+    def _image_event(self, action: str, actor: str, attributes: Mapping[str, str]) -> None:
+        """Hand an image's event, from whatever thread, to the loop."""
+        self._loop.call_soon_threadsafe(self.events.publish, "image", action, actor, attributes)
+
     async def start(self) -> None:
         """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
         self.registry.load()
@@ -229,8 +239,15 @@ class House:
         }
         await self.controller.start(live)
         await self.supervisor.settle(ended)
+        self.lifecycle.later(self._warm())
         self._sweep()
         self.lifecycle.later(asyncio.to_thread(self.images.repair))
+
+    async def _warm(self) -> None:
+        """Have the default seccomp profile compiled before the first container wants it."""
+        facts = machine.read(self.limits.version)
+        names = tuple(security.capabilities([], [], available=facts.capabilities))
+        await self.zygote.warm(security.default_seccomp(names, facts.architecture, facts.kernel))
 
     def _sweep(self) -> None:
         """Remove what creations and removals that a killed daemon left half-done have on disk."""
@@ -251,7 +268,10 @@ class House:
             stops = (self.lifecycle.stop(one, timeout=timeout) for one in running)
             await asyncio.gather(*stops, return_exceptions=True)
         await self.supervisor.stop()
-        await self.controller.close()
+        idle = not any(one.state.running for one in self.registry)
+        await self.controller.close(wipe=idle)
+        if idle:
+            cgroups.prune(self.config["cgroup-parent"] or "/dray")
         self.metadata.close()
 
 

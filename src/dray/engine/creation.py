@@ -8,6 +8,7 @@ removed at the next start).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import msgspec
 from dray.api import models as api
 from dray.api.requests import CreateOptions
 from dray.base import digest
-from dray.base.errors import InvalidParameter
+from dray.base.errors import InvalidParameter, NotFound
 from dray.base.files import remove_tree
 from dray.engine import clock, merge, mounts, names, rootfs, validate
 from dray.engine.events import Events
@@ -110,7 +111,7 @@ class Creator:
                 created=clock.now(),
                 config=merged,
                 host_config=host,
-                networking=networking if networking.endpoints_config else None,
+                networking=self._networking(networking, host.network_mode),
                 image_id=image.id,
                 image_ref=config.image,
                 manifest_digest=image.manifest,
@@ -125,6 +126,7 @@ class Creator:
             os.mkdir(directory, 0o700)
             undo.callback(remove_tree, directory)
             self._snapshots.prepare(container_id, image.chain_id)
+            self._mark(container_id)
             undo.callback(self._snapshots.remove, container_id)
             await self._prepare_volumes(record, undo)
             container = Container(record)
@@ -132,6 +134,10 @@ class Creator:
             await self._registry.sync()
             undo.pop_all()
         return container, warnings
+
+    def _mark(self, container_id: str) -> None:
+        """Leave the file by which programs tell that they are in a container."""
+        os.close(os.open(self._snapshots.upper(container_id) / ".dockerenv", os.O_CREAT | os.O_CLOEXEC, 0o755))
 
     def _with_defaults(self, ask: api.HostConfig) -> api.HostConfig:
         """Fill in the daemon's defaults, as inspect shows them."""
@@ -152,8 +158,24 @@ class Creator:
             options = {**defaults.log_opts, **options}
         log_drivers.validate(driver, options)
         host.log_config = api.LogConfig(type=driver, config=options)
+        if host.memory > 0 and host.memory_swap == 0:
+            host.memory_swap = 2 * host.memory
+        host.oom_kill_disable = bool(host.oom_kill_disable)
         host.restart_policy = msgspec.structs.replace(host.restart_policy, name=host.restart_policy.name or "no")
         return host
+
+    def _networking(self, ask: api.NetworkingConfig, mode: str) -> api.NetworkingConfig | None:
+        """Return the ask about networks by the networks' names; `default` is what the mode says."""
+        named: dict[str, api.EndpointSettings] = {}
+        for word, settings in (ask.endpoints_config or {}).items():
+            name = mode if word == "default" else word
+            if not name.startswith("container:"):
+                with contextlib.suppress(
+                    NotFound
+                ):  # a network that is not there is an error at start, as in Docker
+                    name = self._networks.resolve(name).name
+                named[name] = settings
+        return api.NetworkingConfig(endpoints_config=named) if named else None
 
     @staticmethod
     def _hostname(host: api.HostConfig, container_id: str) -> str:

@@ -111,7 +111,12 @@ class Lifecycle:
                 at_boot=at_boot,
             )
             state.status = "restarting" if again else "exited"
-            state.pid, state.exit_code, state.oom_killed = 0, status.exit_code, status.oom_killed
+            unheard = status.oom_killed and not state.oom_killed
+            state.pid, state.exit_code, state.oom_killed = (
+                0,
+                status.exit_code,
+                state.oom_killed or status.oom_killed,
+            )
             state.finished_at = status.finished_at
             if status.error:
                 state.error = status.error
@@ -123,7 +128,7 @@ class Lifecycle:
                     run.finished.set()
             self._registry.save(container)
             attributes = self.attributes(container)
-            if status.oom_killed:
+            if unheard:
                 self._events.publish("container", "oom", container.id, attributes)
             self._events.publish(
                 "container",
@@ -258,10 +263,8 @@ class Lifecycle:
         """Stop the container if it runs, and start it."""
         container.stop_requested = True  # neither its restart policy nor --rm may act in between
         try:
-            if container.state.running:
-                await self._stop_running(container, signal_name, timeout)
-            elif container.state.status == "restarting":
-                await self._give_up_restarting(container)
+            if container.state.running or container.state.status == "restarting":
+                await self.stop(container, signal_name=signal_name, timeout=timeout)
         finally:
             container.stop_requested = False
         with contextlib.suppress(NotModified):

@@ -11,7 +11,7 @@ import msgspec
 
 from dray.api import models as api
 from dray.base import digest, units
-from dray.engine import clock
+from dray.engine import clock, security
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, Health, MountPoint, State
 from dray.network.model import Endpoint
@@ -106,7 +106,7 @@ def networks(record: ContainerRecord) -> dict[str, api.EndpointSettings]:
     mode = record.host_config.network_mode
     if not asked and mode and not mode.startswith("container:"):
         asked[mode] = api.EndpointSettings()
-    return {name: settings for name, settings in asked.items()}
+    return asked
 
 
 def ports(record: ContainerRecord) -> dict[str, list[api.PortBinding] | None]:
@@ -184,7 +184,7 @@ def inspect(container: Container, layout: Layout, *, apparmor: str = "") -> api.
         platform=record.platform,
         app_armor_profile=apparmor,
         exec_ids=running_execs or None,
-        host_config=record.host_config,
+        host_config=_shown(record.host_config),
         mounts=[mount(point) for point in record.mounts if point.type != "tmpfs" or not point.tmpfs_flag],
         config=record.config,
         network_settings=api.NetworkSettings(
@@ -193,6 +193,19 @@ def inspect(container: Container, layout: Layout, *, apparmor: str = "") -> api.
             ports=ports(record),
             networks=networks(record),
         ),
+    )
+
+
+def _shown(host: api.HostConfig) -> api.HostConfig:
+    """Return a host configuration with the hidden paths that it comes to."""
+    if host.privileged or "systempaths=unconfined" in (host.security_opt or []):
+        return msgspec.structs.replace(host, masked_paths=None, readonly_paths=None)
+    known = security.defaults()
+    masked, readonly = host.masked_paths, host.readonly_paths
+    return msgspec.structs.replace(
+        host,
+        masked_paths=list(known["masked_paths"]) if masked is None else masked,
+        readonly_paths=list(known["readonly_paths"]) if readonly is None else readonly,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 from collections.abc import Callable
@@ -186,6 +187,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _python = ctypes.PyDLL(None, use_errno=True)  # calls that must not give up the interpreter lock
 
 _int, _uint, _long, _ulong = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_ulong
+_PAGE = os.sysconf("SC_PAGESIZE")
 _str, _pointer = ctypes.c_char_p, ctypes.c_void_p
 
 
@@ -194,8 +196,7 @@ def _prototype(syscall: str, *argtypes: type, library: ctypes.CDLL = _libc) -> C
     function = library["syscall"]  # indexing, unlike an attribute, makes a new function object each time
     function.argtypes = (_long, *argtypes)
     function.restype = _long
-    nr = number(syscall)
-    return lambda *args: int(function(nr, *args))
+    return functools.partial(function, number(syscall))
 
 
 _mount = _prototype("mount", _str, _str, _str, _ulong, _str)
@@ -250,6 +251,11 @@ def oserror(syscall: str, path: Path | None = None, code: int | None = None) -> 
     return OSError(code, reason) if path is None else OSError(code, reason, os.fsdecode(path))
 
 
+def _encode(path: Path) -> bytes:
+    """os.fsencode, without its price where the path is text (the file system encoding of Linux is UTF-8)."""
+    return path.encode("utf-8", "surrogateescape") if type(path) is str else os.fsencode(path)
+
+
 def _checked(result: int, syscall: str, path: Path | None = None) -> int:
     if result < 0:
         raise oserror(syscall, path)
@@ -261,33 +267,33 @@ def _checked(result: int, syscall: str, path: Path | None = None) -> int:
 
 def mount(source: Path, target: Path, fstype: str = "", flags: int = 0, data: str | bytes = b"") -> None:
     """mount(2). `data` is the file system's own options, at most a page less one byte."""
-    text = os.fsencode(data)
-    if len(text) >= os.sysconf("SC_PAGESIZE"):
+    text = _encode(data)
+    if len(text) >= _PAGE:
         raise OSError(errno.E2BIG, "mount: options are longer than a page", os.fsdecode(target))
     result = _mount(
-        os.fsencode(source), os.fsencode(target), os.fsencode(fstype) or None, flags, text or None
+        _encode(source), _encode(target), _encode(fstype) or None, flags, text or None
     )  # fmt: skip
     _checked(result, "mount", target)
 
 
 def umount2(target: Path, flags: int = 0) -> None:
     """umount2(2)."""
-    _checked(_umount2(os.fsencode(target), flags), "umount2", target)
+    _checked(_umount2(_encode(target), flags), "umount2", target)
 
 
 def pivot_root(new_root: Path, put_old: Path) -> None:
     """pivot_root(2)."""
-    _checked(_pivot_root(os.fsencode(new_root), os.fsencode(put_old)), "pivot_root", new_root)
+    _checked(_pivot_root(_encode(new_root), _encode(put_old)), "pivot_root", new_root)
 
 
 def open_tree(dirfd: int, path: Path, flags: int) -> int:
     """open_tree(2): a descriptor of a mount, or with OPEN_TREE_CLONE of a detached copy of it."""
-    return _checked(_open_tree(dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), "open_tree", path)
+    return _checked(_open_tree(dirfd, _encode(path), flags | OPEN_TREE_CLOEXEC), "open_tree", path)
 
 
 def move_mount(from_fd: int, from_path: Path, to_fd: int, to_path: Path, flags: int) -> None:
     """move_mount(2): attach a detached mount, or move an attached one."""
-    result = _move_mount(from_fd, os.fsencode(from_path), to_fd, os.fsencode(to_path), flags)
+    result = _move_mount(from_fd, _encode(from_path), to_fd, _encode(to_path), flags)
     _checked(result, "move_mount", to_path)
 
 
@@ -298,7 +304,7 @@ def fsopen(fstype: str) -> int:
 
 def fsconfig(fd: int, command: int, key: str | None = None, value: Path | None = None, aux: int = 0) -> None:
     """fsconfig(2). The kernel's own explanation, read from the context, ends the message of the error."""
-    encoded = None if value is None else os.fsencode(value)
+    encoded = None if value is None else _encode(value)
     if _fsconfig(fd, command, None if key is None else key.encode(), encoded, aux) < 0:
         error = oserror("fsconfig" if key is None else f"fsconfig {key}", value)
         try:
@@ -325,7 +331,7 @@ def mount_setattr(
 ) -> None:
     """mount_setattr(2): change attributes of a mount (with AT_RECURSIVE: of the tree)."""
     attributes = struct.pack("=QQQQ", attr_set, attr_clear, propagation, userns_fd)
-    result = _mount_setattr(dirfd, os.fsencode(path), flags, attributes, len(attributes))
+    result = _mount_setattr(dirfd, _encode(path), flags, attributes, len(attributes))
     _checked(result, "mount_setattr", path)
 
 
@@ -350,7 +356,7 @@ def statfs(path: Path | int) -> StatFs:
     if isinstance(path, int):
         _checked(_fstatfs(path, buffer), "fstatfs")
     else:
-        _checked(_statfs(os.fsencode(path), buffer), "statfs", path)
+        _checked(_statfs(_encode(path), buffer), "statfs", path)
     fields = struct.unpack_from("=qqQQQQQ8xqqq", buffer)
     return StatFs(*fields)
 
@@ -361,7 +367,7 @@ def statfs(path: Path | int) -> StatFs:
 def openat2(dirfd: int, path: Path, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
     """openat2(2), close-on-exec. Retries when the kernel saw a rename during a scoped resolution (EAGAIN)."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    encoded = os.fsencode(path)
+    encoded = _encode(path)
     for _ in range(128):
         fd = _openat2(dirfd, encoded, how, len(how))
         if fd >= 0 or ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):
@@ -383,7 +389,7 @@ def renameat2(
     source: Path, target: Path, flags: int, *, source_fd: int = AT_FDCWD, target_fd: int = AT_FDCWD
 ) -> None:
     """renameat2(2); flags 1 no replace, 2 exchange."""
-    result = _renameat2(source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags)
+    result = _renameat2(source_fd, _encode(source), target_fd, _encode(target), flags)
     _checked(result, "renameat2", target)
 
 
@@ -394,7 +400,7 @@ def inotify_init1(flags: int) -> int:
 
 def inotify_add_watch(fd: int, path: Path, mask: int) -> int:
     """inotify_add_watch(2)."""
-    return _checked(_inotify_add_watch(fd, os.fsencode(path), mask), "inotify_add_watch", path)
+    return _checked(_inotify_add_watch(fd, _encode(path), mask), "inotify_add_watch", path)
 
 
 # --- namespaces and processes ---------------------------------------------------------------------------------
@@ -492,7 +498,7 @@ def execveat(dirfd: int, path: Path, argv: list[bytes], envp: list[bytes], flags
     """execveat(2); returns only by raising."""
     arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
     environment = (ctypes.c_char_p * (len(envp) + 1))(*envp, None)
-    _checked(_execveat(dirfd, os.fsencode(path), arguments, environment, flags), "execveat", path)
+    _checked(_execveat(dirfd, _encode(path), arguments, environment, flags), "execveat", path)
 
 
 # --- privileges -----------------------------------------------------------------------------------------------

@@ -67,6 +67,11 @@ class Process:
 
             ioctl(self._console, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    def kill(self, signum: int) -> None:
+        """Signal it unless it is over (its pid is not given out again before we have reaped it)."""
+        if self.status is None:
+            os.kill(self.pid, signum)
+
     def reaped(self, wait_status: int, complete: Callable[[], None]) -> None:
         """The process is gone: remember how, and call `complete` when its output is taken."""
         code = os.waitstatus_to_exitcode(wait_status)

@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -45,6 +45,9 @@ from dray.shim.model import AttachRequest, ExecCreate, TaskCreate
 from dray.shim.process import Process
 from dray.shim.stdio import Streams
 from dray.wire import rpc
+
+if TYPE_CHECKING:
+    from dray.shim.forwards import Forward
 
 KILLED = 128 + signal.SIGKILL
 
@@ -79,6 +82,7 @@ def serve(connection: rpc.Channel, runtimes: RuntimeFactory) -> None:
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     libc.set_process_name("dray-shim")
+    os.dup2(0, 2)  # /dev/null: the daemon's stderr is not ours to keep open
     Shim(connection, runtimes).run()
 
 
@@ -87,7 +91,7 @@ class Shim:
 
     def __init__(self, channel: rpc.Channel, runtimes: RuntimeFactory) -> None:
         self._runtimes = runtimes
-        self._loop = Loop()
+        self._loop = Loop(self._failed)
         self._connections: list[Connection] = []
         self._listener: Listener | None = None
         self._task: TaskCreate | None = None
@@ -97,6 +101,7 @@ class Shim:
         self._execs: dict[str, Process] = {}
         self._told: list[Process] = []  # execs that the daemon knows the end of; their clients may still read
         self._held: list[int] = []
+        self._forwards: list[Forward] = []
         self._oom_watch: cgroups.OomWatch | None = None
         self._oom_kills = 0
         self._released = False
@@ -144,6 +149,14 @@ class Shim:
             or any(process.streams.clients for process in processes)
             or any(connection.pending for connection in self._connections)
         )
+
+    def _failed(self) -> None:
+        """A defect in one handler: note it; the container must not die of it."""
+        import traceback
+
+        if self._task is not None:
+            with contextlib.suppress(OSError), open(os.path.join(self._task.run_dir, "shim.log"), "a") as log:
+                traceback.print_exc(file=log)
 
     # --- connections ---
 
@@ -218,9 +231,17 @@ class Shim:
             console_size=task.console_size,
         )
         init.run(lambda stdio: runtime.create(replace(request, stdio=stdio)), stdin=task.open_stdin, output=True)
+        if task.forwards:
+            self._forward(task)
         # The program does not run yet, and nothing of its output is read before this request is handled.
         for attachment in attachments:
             streams.attach(attachment, *message.take(1))
+
+    def _forward(self, task: TaskCreate) -> None:
+        from dray.shim.forwards import forward
+
+        for protocol, index, address, port in task.forwards:
+            self._forwards.append(forward(self._loop, protocol, self._held[index], address, port))
 
     def _undo(self, task: TaskCreate) -> None:
         """A create that failed leaves nothing."""
@@ -237,6 +258,9 @@ class Shim:
         self._released = True
 
     def _close_held(self) -> None:
+        for forward in self._forwards:
+            forward.close()
+        self._forwards = []
         for fd in self._held:
             os.close(fd)
         self._held = []
@@ -278,6 +302,9 @@ class Shim:
 
     def _kill(self, params: bytes, _message: rpc.Received) -> None:
         request = _plain.decode(params)
+        if exec_id := request.get("exec_id"):
+            self._process(exec_id).kill(request["signal"])
+            return
         self._running().kill(self.task.id, request["signal"], all_processes=request["all"])
 
     def _update(self, params: bytes, _message: rpc.Received) -> None:

@@ -75,6 +75,11 @@ class Zygote:
             message.close()
         return namespace, netlink
 
+    async def warm(self, profile: dict[str, Any]) -> None:
+        """Let the zygote compile a seccomp profile ahead of the containers that use it."""
+        message = await self._ask({"do": "warm", "profile": profile})
+        message.close()
+
     async def call(self, function: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> Any:
         """Run dray's function "module:name" as f(arguments, fds) in a process forked from the zygote; return its
         result (JSON), raise its error. The child goes on if this is cancelled; `fds` stay the caller's."""

@@ -84,6 +84,10 @@ class Task:
         """Signal init, or every process; Conflict if the container is over."""
         await self._call("kill", {"signal": int(signum), "all": all_processes})
 
+    async def kill_exec(self, exec_id: str, signum: int) -> None:
+        """Signal an exec's process; NotFound if there is no such exec, nothing happens if it is over."""
+        await self._call("kill", {"signal": int(signum), "all": False, "exec_id": exec_id})
+
     async def wait(self) -> ExitStatus:
         """Wait for the end; returns at once when it is over. Safe to cancel."""
         return await asyncio.shield(self._over)

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dray.base.errors import DrayError, InvalidParameter
-from dray.linux import cgroups, libc
+from dray.linux import cgroups, libc, seccomp
 from dray.runtime.model import Runtime
 from dray.wire import rpc
 
@@ -54,15 +54,25 @@ def main(runtimes: str) -> None:
     libc.set_process_name("dray-zygote")
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     os.chdir("/")
+    _leave_standard_streams()
     os.umask(0o022)
     factory = load(runtimes)
     for module in _PRELOAD:
         importlib.import_module(module)
     with contextlib.suppress(DrayError, OSError):  # a machine without cgroups says so when a container needs one
         cgroups.preload()
+    seccomp.preload()
     gc.collect()
     gc.freeze()
     _Zygote(rpc.Channel(connection), factory).run()
+
+
+def _leave_standard_streams() -> None:
+    """Keep the daemon's stderr only: who reads its output must not wait for containers to end."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1):
+        os.dup2(null, number)
+    os.close(null)
 
 
 def load(function: str) -> Any:
@@ -107,6 +117,10 @@ class _Zygote:
                     self._fork(self._be_shim, answer, message)
                 case "call":
                     self._fork(self._call, answer, message)
+                case "warm":
+                    seccomp.program(request["profile"])  # kept for every shim that is forked from here on
+                    gc.freeze()
+                    answer.send({"result": None})
                 case "network namespace":
                     self._used_network = True
                     pair = self._pool.pop() if self._pool else self._new_network()

@@ -38,9 +38,7 @@ def _entrypoint(values: Values) -> list[str] | None:
 def _resources(values: Values) -> dict[str, Any]:
     plain = [one for one in values["device"] if not devices.is_cdi(one)]
     cdi = [one for one in values["device"] if devices.is_cdi(one)]
-    requests = []
-    if "gpus" in values.changed:
-        requests.append(devices.parse_gpus(values["gpus"]))
+    requests = list(values["gpus"])
     if cdi:
         requests.append({"Driver": "cdi", "Count": 0, "DeviceIDs": cdi, "Capabilities": None, "Options": None})
     resources: dict[str, Any] = {
@@ -60,7 +58,7 @@ def _resources(values: Values) -> dict[str, Any]:
         "CpuRealtimeRuntime": values["cpu-rt-runtime"],
         "CpusetCpus": values["cpuset-cpus"],
         "CpusetMems": values["cpuset-mems"],
-        "Devices": [devices.parse_device(one) for one in plain],
+        "Devices": [devices.parse_device(devices.check_device(one)) for one in plain],
         "DeviceCgroupRules": values["device-cgroup-rule"] or None,
         "DeviceRequests": requests or None,
         "MemoryReservation": values["memory-reservation"],
@@ -68,7 +66,9 @@ def _resources(values: Values) -> dict[str, Any]:
         "MemorySwappiness": values["memory-swappiness"],
         "OomKillDisable": values["oom-kill-disable"],
         "PidsLimit": values["pids-limit"],
-        "Ulimits": list({one["Name"]: one for one in values["ulimit"]}.values()),
+        "Ulimits": sorted(
+            {one["Name"]: one for one in values["ulimit"]}.values(), key=lambda one: str(one["Name"])
+        ),
         "CpuCount": values["cpu-count"],
         "CpuPercent": values["cpu-percent"],
         "IOMaximumIOps": values["io-maxiops"],
@@ -81,6 +81,7 @@ def _resources(values: Values) -> dict[str, Any]:
 
 def _host_config(values: Values, mode: str, binds: list[str], bindings: dict[str, Any]) -> dict[str, Any]:
     security, unconfined = limits.parse_security_options(values["security-opt"])
+    cap_add, cap_drop = limits.normalize_capabilities(values["cap-add"], values["cap-drop"])
     host: dict[str, Any] = {
         "Binds": binds or None,
         "ContainerIDFile": values["cidfile"],
@@ -95,8 +96,8 @@ def _host_config(values: Values, mode: str, binds: list[str], bindings: dict[str
         "VolumeDriver": values["volume-driver"],
         "VolumesFrom": values["volumes-from"] or None,
         "ConsoleSize": [0, 0],
-        "CapAdd": values["cap-add"] or None,
-        "CapDrop": values["cap-drop"] or None,
+        "CapAdd": cap_add or None,
+        "CapDrop": cap_drop or None,
         "CgroupnsMode": values["cgroupns"],
         "Dns": values["dns"],
         "DnsOptions": values["dns-option"] + values["dns-opt"],

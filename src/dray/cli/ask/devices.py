@@ -106,12 +106,12 @@ def parse_iops(text: str) -> dict[str, Any]:
         ) from None
 
 
-def parse_gpus(fields: list[str]) -> dict[str, Any]:
-    """Return a GPU request of its comma-separated fields."""
+def parse_gpus(text: str) -> dict[str, Any]:
+    """Read a GPU request, comma-separated fields."""
     request: dict[str, Any] = {"Driver": "", "Count": 0, "DeviceIDs": None, "Capabilities": [], "Options": {}}
     capabilities = ["gpu"]
     seen: set[str] = set()
-    for field in fields:
+    for field in parse_csv(text):
         key, equals, value = field.partition("=")
         if key in seen:
             raise InvalidParameter(f"gpu request key '{key}' can be specified only once")
@@ -126,7 +126,7 @@ def parse_gpus(fields: list[str]) -> dict[str, Any]:
                 request["Count"] = -1 if value == "all" else int(value)
             except ValueError:
                 raise InvalidParameter(
-                    f'invalid count ({value}): value must be either "all" or an integer'
+                    f'invalid count ({value}): value must be either "all" or an integer: invalid syntax'
                 ) from None
         elif key == "device":
             request["DeviceIDs"] = value.split(",")

@@ -122,7 +122,7 @@ SHARED_FLAGS: tuple[Flag, ...] = (
     Flag("cpus", "decimal", "Number of CPUs, such as 1.5"),
     Flag("cpuset-cpus", _TEXT, "CPUs it may run on (0-3, 0,1)"),
     Flag("cpuset-mems", _TEXT, "Memory nodes it may use (0-3, 0,1)"),
-    Flag("device", _LIST, "Give a host device (host[:container[:rwm]])", check=devices.check_device),
+    Flag("device", _LIST, "Give a host device (host[:container[:rwm]])"),
     Flag("device-cgroup-rule", _LIST, "Add a rule to the devices cgroup", check=devices.check_rule),
     Flag(
         "device-read-bps",
@@ -149,7 +149,7 @@ SHARED_FLAGS: tuple[Flag, ...] = (
     ),
     Flag("env-file", _LIST, "Read environment variables from a file"),
     Flag("expose", _LIST, "Expose a port or a range of ports"),
-    Flag("gpus", "strings", "Give GPUs ('all', a number, or device=…)", label="gpu-request"),
+    Flag("gpus", _LIST, "Give GPUs ('all', a number, or device=…)", check=devices.parse_gpus, label="gpu-request"),
     Flag("group-add", _LIST, "Join another group"),
     Flag("health-cmd", _TEXT, "Command that tells whether the container is healthy"),
     Flag("health-interval", "duration", "Time between health checks"),

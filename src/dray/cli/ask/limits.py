@@ -63,6 +63,21 @@ def parse_ulimit(text: str) -> dict[str, Any]:
     return {"Name": name, "Hard": hard, "Soft": soft}
 
 
+def normalize_capabilities(add: list[str], drop: list[str]) -> tuple[list[str], list[str]]:
+    """Return both lists in the kernel's names (`ALL` but for itself), sorted, without what is both given and taken."""
+
+    def names(given: list[str]) -> set[str]:
+        upper = {one.strip().upper() for one in given}
+        return {one if one == "ALL" or one.startswith("CAP_") else f"CAP_{one}" for one in upper}
+
+    added, dropped = names(add), names(drop)
+    if "ALL" in added:
+        added = {"ALL"}
+    if "ALL" in dropped:
+        dropped = {"ALL"}
+    return sorted(added), sorted(dropped - added)
+
+
 def parse_restart(text: str) -> dict[str, Any]:
     """Read a restart policy, `on-failure:3` or a bare name."""
     if not text:
@@ -109,7 +124,7 @@ def parse_security_options(options: list[str]) -> tuple[list[str], bool]:
         if not equals and key != "no-new-privileges":
             key, equals, value = option.partition(":")
             if not equals:
-                raise InvalidParameter(f'invalid --security-opt: "{option}"')
+                raise InvalidParameter(f'Invalid --security-opt: "{option}"')
         if key == "seccomp" and value not in ("unconfined", "builtin"):
             found.append(f"seccomp={_profile(value)}")
             continue

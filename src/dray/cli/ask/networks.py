@@ -48,13 +48,20 @@ def parse_network(text: str) -> dict[str, Any]:
     return attachment
 
 
+def is_user_defined(mode: str) -> bool:
+    """Whether a network mode names a network that a user made."""
+    return mode not in ("default", "bridge", "host", "none") and not mode.startswith("container:")
+
+
 def _merge_flags(first: dict[str, Any], values: Values) -> None:
     """Add what the plain flags say of the first network; a thing said twice is an error."""
     aliases = values["network-alias"] + values["net-alias"]
     if first["aliases"] and aliases:
         raise InvalidParameter("conflicting options: cannot specify both --network-alias and per-network alias")
     first["aliases"] = first["aliases"] or aliases
-    first["links"] = values["link"]
+    if is_user_defined(first["target"]):
+        # On the default bridge a link is the older kind, which stands in the host's part of the request.
+        first["links"] = values["link"]
     for key, flag in (("ip", "ip"), ("ip6", "ip6"), ("mac-address", "mac-address")):
         given = values[flag]
         if given and first.get(key):
@@ -71,11 +78,6 @@ def _merge_flags(first: dict[str, Any], values: Values) -> None:
             "conflicting options: cannot specify both --link-local-ip and per-network link-local IP addresses"
         )
     first["local"] = first["local"] or values["link-local-ip"]
-
-
-def is_user_defined(mode: str) -> bool:
-    """Whether a network mode names a network that a user made."""
-    return mode not in ("default", "bridge", "host", "none") and not mode.startswith("container:")
 
 
 def endpoint(attachment: dict[str, Any]) -> dict[str, Any]:
@@ -98,25 +100,30 @@ def endpoint(attachment: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_networks(values: Values) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Return the network mode and the endpoints by network."""
+    """Return the network mode and the endpoints by network.
+
+    A single network that nothing is said of has no endpoint in the request: the mode names it.
+    """
     given: list[dict[str, Any]] = [dict(one) for one in values["network"] + values["net"]]
-    if not given:
+    implied = not given
+    if implied:
         given = [parse_network("default")]
     endpoints: dict[str, dict[str, Any]] = {}
-    user_defined = any(is_user_defined(one["target"]) for one in given)
     for index, attachment in enumerate(given):
-        if not attachment["target"]:
-            raise InvalidParameter("no name or id was specified for network")
+        target = attachment["target"]
         if index == 0:
             _merge_flags(attachment, values)
-            if attachment["aliases"] and not is_user_defined(attachment["target"]) and not user_defined:
-                # The daemon refuses aliases on networks that have none; it says so best.
-                pass
-        if attachment["target"] in endpoints:
-            raise InvalidParameter(f'network "{attachment["target"]}" is specified multiple times')
-        if len(given) > 1 and not is_user_defined(attachment["target"]):
-            raise InvalidParameter(
-                "conflicting options: cannot attach both user-defined and non-user-defined network-modes"
-            )
-        endpoints[attachment["target"]] = endpoint(attachment)
+        if not target.strip():
+            raise InvalidParameter("no name set for network")
+        if attachment["aliases"] and not is_user_defined(target):
+            raise InvalidParameter("network-scoped aliases are only supported for user-defined networks")
+        if target in endpoints:
+            raise InvalidParameter(f'network "{target}" is specified multiple times')
+        settings = endpoint(attachment)
+        if implied or len(given) > 1 or any(settings.values()):
+            endpoints[target] = settings
+    if len({is_user_defined(one["target"]) for one in given}) > 1:
+        raise InvalidParameter(
+            "conflicting options: cannot attach both user-defined and non-user-defined network-modes"
+        )
     return given[0]["target"], endpoints

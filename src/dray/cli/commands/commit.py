@@ -22,7 +22,7 @@ def run_commit(app: App, values: Values, arguments: list[str]) -> int:
     if name:
         reference = parse(name)
         if reference.digest:
-            raise InvalidParameter("cannot commit to digest reference")
+            raise InvalidParameter("refusing to create a tag with a digest reference")
         tag = reference.tag or "latest"
     pause = values["pause"] and not values["no-pause"]
     query = {

@@ -240,7 +240,7 @@ def run_inspect(app: App, values: Values, arguments: list[str]) -> int:
             return "context", {**_default_context(app), "TLSMaterial": {}, "Storage": memory}
         return "context", _describe(_store(app).load(name))
 
-    return show(app, arguments or [context_name(app)], values["format"], find)
+    return show(app, arguments or [context_name(app)], values["format"], find, escape=True)
 
 
 def run_rm(app: App, values: Values, arguments: list[str]) -> int:

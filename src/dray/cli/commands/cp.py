@@ -102,8 +102,7 @@ def _stat_target(app: App, container: str, target: str) -> tuple[str, dict[str, 
     except ApiError as error:
         if error.status != 404:
             raise
-        # A container that is missing is told by inspect; a path that is missing is fine.
-        app.client.containers.inspect(container)
+        # A path may be missing; a container that is missing is the next request's error.
         return target, None
 
 
@@ -165,7 +164,7 @@ def run_export(app: App, values: Values, arguments: list[str]) -> int:
     response = app.client.containers.export(arguments[0])
     try:
         if values["output"]:
-            save_to_file(values["output"], response.chunks())
+            save_to_file(values["output"], response.chunks(), what="failed to export container")
             return 0
         for chunk in response.chunks():
             write_all(1, chunk)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _reclaimable(size: int, total: int) -> str:
-    return f"{human_size(size)} ({size * 100 // total}%)" if total > 0 else human_size(size)
+    return f"{human_size(size, 4)} ({size * 100 // total}%)" if total > 0 else human_size(size, 4)
 
 
 def summaries(usage: Usage) -> list[dict[str, str]]:
@@ -65,14 +65,14 @@ def summaries(usage: Usage) -> list[dict[str, str]]:
     size = sum(one.get("Size", 0) for one in caches)
     idle = sum(one.get("Size", 0) for one in caches if not one.get("InUse") and not one.get("Shared"))
     rows.append(
-        ("Build Cache", len(caches), sum(bool(one.get("InUse")) for one in caches), size, human_size(idle))
+        ("Build Cache", len(caches), sum(bool(one.get("InUse")) for one in caches), size, human_size(idle, 4))
     )
     return [
         {
             "Type": kind,
             "TotalCount": str(total),
             "Active": str(used_count),
-            "Size": human_size(amount),
+            "Size": human_size(amount, 4),
             "Reclaimable": free,
         }
         for kind, total, used_count, amount, free in rows
@@ -116,7 +116,7 @@ def cache_listing(*, full: bool) -> Listing:
         "Parent": Column("PARENT", lambda one: ",".join(one.get("Parents") or ())),
         "CacheType": Column("CACHE TYPE", lambda one: one.get("Type") or ""),
         "Description": Column("DESCRIPTION", lambda one: one.get("Description") or ""),
-        "Size": Column("SIZE", lambda one: human_size(one.get("Size") or 0)),
+        "Size": Column("SIZE", lambda one: human_size(one.get("Size") or 0, 4)),
         "CreatedAt": Column("CREATED AT", lambda one: one.get("CreatedAt") or ""),
         "CreatedSince": Column("CREATED", since("CreatedAt")),
         "LastUsedAt": Column("LAST USED AT", lambda one: one.get("LastUsedAt") or ""),
@@ -149,6 +149,11 @@ def _image_rows(usage: Usage) -> list[dict[str, Any]]:
     return rows
 
 
+def _containers(usage: Usage) -> list[dict[str, Any]]:
+    """Return the containers without what their images take: here each kind stands for itself."""
+    return [{**one, "SizeRootFs": 0} for one in usage.get("Containers") or ()]
+
+
 def _verbose(usage: Usage) -> str:
     image_rows = _image_rows(usage)
     out = ["Images space usage:\n\n"]
@@ -161,7 +166,7 @@ def _verbose(usage: Usage) -> str:
     out.append("\nContainers space usage:\n\n")
     out.append(
         ps.listing().render(
-            usage.get("Containers") or (),
+            _containers(usage),
             default=("ID", "Image", "Command", "LocalVolumes", "Size", "RunningFor", "Status", "Names"),
         )
     )
@@ -169,7 +174,7 @@ def _verbose(usage: Usage) -> str:
     out.append(volume.listing().render(usage.get("Volumes") or (), default=("Name", "Links", "Size")))
     caches = usage.get("BuildCache") or []
     total = sum(one.get("Size", 0) for one in caches if not one.get("Shared"))
-    out.append(f"\nBuild cache usage: {human_size(total)}\n\n")
+    out.append(f"\nBuild cache usage: {human_size(total, 4)}\n\n")
     out.append(cache_listing(full=False).render(sorted(caches, key=lambda one: one.get("Size", 0), reverse=True)))
     return "".join(out)
 
@@ -178,7 +183,7 @@ def _verbose_json(usage: Usage) -> str:
     parts = []
     for name, listing, rows in (
         ("Images", images.image_listing(full=True), _image_rows(usage)),
-        ("Containers", ps.listing(full=True), usage.get("Containers") or []),
+        ("Containers", ps.listing(full=True), _containers(usage)),
         ("Volumes", volume.listing(), usage.get("Volumes") or []),
         ("BuildCache", cache_listing(full=True), usage.get("BuildCache") or []),
     ):

@@ -210,7 +210,7 @@ def _history_listing(*, full: bool, human: bool) -> Listing:
 
     columns = {
         "ID": Column("IMAGE", lambda one: one["Id"] if full else short_id(one["Id"])),
-        "CreatedSince": Column("CREATED", lambda one: _history_time(one, human=human)),
+        "CreatedSince": Column("CREATED" if human else "CREATED AT", lambda one: _history_time(one, human=human)),
         "CreatedAt": Column("CREATED AT", lambda one: _rfc3339(one["Created"])),
         "CreatedBy": Column("CREATED BY", created_by),
         "Size": Column(

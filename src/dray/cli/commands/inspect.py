@@ -27,8 +27,8 @@ _KINDS = ("config", "container", "image", "network", "node", "plugin", "secret",
 _SWARM_KINDS = frozenset(("config", "node", "plugin", "secret", "service", "task"))
 
 
-def show(app: App, names: list[str], form: str, find: Finder) -> int:
-    """Print what `find` returns for each name, as JSON or through a template."""
+def show(app: App, names: list[str], form: str, find: Finder, *, escape: bool = False) -> int:
+    """Print what `find` returns for each name, as JSON (`escape`: fit for HTML) or through a template."""
     template = _template(form) if form and form != "json" else None
     found: list[tuple[str, Any]] = []
     errors: list[str] = []
@@ -42,7 +42,12 @@ def show(app: App, names: list[str], form: str, find: Finder) -> int:
     if form == "json":
         app.line(json.dumps([one for _, one in found], separators=(",", ":"), ensure_ascii=False))
     elif template is None:
-        app.line(json.dumps([one for _, one in found], indent=4, ensure_ascii=False))
+        text = json.dumps([one for _, one in found], indent=4, ensure_ascii=False)
+        if escape:
+            from dray.cli.template.functions import escape_html
+
+            text = escape_html(text)
+        app.line(text)
     else:
         if not found:
             app.line()

@@ -31,7 +31,7 @@ def _ask_user(known: str) -> str:
     import os
 
     if not os.isatty(0):
-        raise Failure("Error: Cannot perform an interactive login from a non-TTY device")
+        raise Failure("Error: Cannot perform an interactive login from a non TTY device")
     sys.stdout.write(f"Username ({known}): " if known else "Username: ")
     sys.stdout.flush()
     return sys.stdin.readline().strip() or known
@@ -72,7 +72,7 @@ def run_login(app: App, values: Values, arguments: list[str]) -> int:
         import os
 
         if not os.isatty(0):
-            raise Failure("Error: Cannot perform an interactive login from a non-TTY device")
+            raise Failure("Error: Cannot perform an interactive login from a non TTY device")
         password = getpass.getpass("Password: ")
     if not password:
         raise Failure("Error: Password Required")

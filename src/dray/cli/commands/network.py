@@ -106,8 +106,8 @@ def run_connect(app: App, values: Values, arguments: list[str]) -> int:
     endpoint = {
         "IPAMConfig": ipam,
         "Links": values["link"] or None,
-        "Aliases": values["alias"] or None,
-        "DriverOpts": options or None,
+        "Aliases": values["alias"],
+        "DriverOpts": options,
         "GwPriority": values["gw-priority"],
     }
     app.client.networks.connect(arguments[0], {"Container": arguments[1], "EndpointConfig": endpoint})

@@ -6,7 +6,7 @@ import time
 
 from dray.base.errors import InvalidParameter
 from dray.cli.command import MANY, Command, Failure
-from dray.cli.flags import Flag
+from dray.cli.flags import Flag, parse_int
 from dray.cli.output import align
 
 TYPE_CHECKING = False
@@ -54,6 +54,13 @@ def api_time(text: str, *, now: float | None = None) -> str:
     return f"{seconds}.{(match[7] or '').ljust(9, '0')}"
 
 
+def _moment(values: Values, name: str) -> str | None:
+    try:
+        return api_time(values[name]) or None
+    except InvalidParameter as error:
+        raise InvalidParameter(f'invalid value for "{name}": {error}') from None
+
+
 def run_logs(app: App, values: Values, arguments: list[str]) -> int:
     """Print a container's log."""
     from dray.cli.streams import copy_output
@@ -63,8 +70,8 @@ def run_logs(app: App, values: Values, arguments: list[str]) -> int:
         container["Id"],
         stdout=True,
         stderr=True,
-        since=api_time(values["since"]) or None,
-        until=api_time(values["until"]) or None,
+        since=_moment(values, "since"),
+        until=_moment(values, "until"),
         timestamps=values["timestamps"],
         follow=values["follow"],
         tail=values["tail"],
@@ -95,11 +102,13 @@ def run_port(app: App, values: Values, arguments: list[str]) -> int:
         wanted = arguments[1]
         port, slash, protocol = wanted.partition("/")
         key = f"{port}/{protocol if slash else 'tcp'}"
-        if not port.isdigit():
-            raise Failure(f"Error: invalid port ({port}): parsing port failed")
+        try:
+            parse_int(port, 16, signed=False)
+        except InvalidParameter as error:
+            raise Failure(f"Error: invalid port ({port}): {error}") from None
         bindings = ports.get(key)
         if not bindings:
-            raise Failure(f"Error: No public port '{key}' published for {arguments[0]}")
+            raise Failure(f"Error: No public port '{wanted}' published for {arguments[0]}")
         for line in sorted(_address(one) for one in bindings):
             app.line(line)
         return 0

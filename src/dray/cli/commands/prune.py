@@ -49,7 +49,7 @@ def _report(app: App, heading: str, names: list[str], *, blank: bool = True) -> 
 
 
 def _total(app: App, space: int) -> None:
-    app.line(f"Total reclaimed space: {human_size(space)}")
+    app.line(f"Total reclaimed space: {human_size(space, 4)}")
 
 
 def prune_containers(app: App, filters: Filters) -> int:

@@ -87,7 +87,7 @@ class _IdFile:
 
 
 def _default_platform(app: App, values: Values) -> str:
-    return str(values["platform"] or os.environ.get("DOCKER_DEFAULT_PLATFORM", ""))
+    return str(values["platform"] or os.environ.get("DOCKER_DEFAULT_PLATFORM", "")).lower()
 
 
 def _apply_proxies(app: App, body: dict[str, Any]) -> None:
@@ -115,6 +115,20 @@ def _apply_proxies(app: App, body: dict[str, Any]) -> None:
     ]
     if extra:
         body["Env"] = (body["Env"] or []) + extra
+
+
+_WINDOWS_ONLY = ("cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops")
+
+
+def _refuse_windows(values: Values) -> None:
+    """Refuse the flags that only mean something on Windows."""
+    lines = [
+        f'"--{name}" is only supported on a Docker daemon running on windows, but the Docker daemon is running on linux'
+        for name in _WINDOWS_ONLY
+        if name in values.changed
+    ]
+    if lines:
+        raise Failure("\n".join(lines))
 
 
 def create(app: App, values: Values, image: str, command: list[str], body: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +171,7 @@ def _is_missing_image(error: ApiError) -> bool:
 
 def run_create(app: App, values: Values, arguments: list[str]) -> int:
     """Create a container."""
+    _refuse_windows(values)
     try:
         body = build(values, arguments[0], arguments[1:])
         answer = create(app, values, arguments[0], arguments[1:], body)
@@ -188,18 +203,24 @@ def start_status(error: DrayError) -> int:
 
 def run_run(app: App, values: Values, arguments: list[str]) -> int:
     """Create and run a container."""
+    _refuse_windows(values)
     detached = values["detach"]
     if detached and values["attach"]:
         raise Failure("conflicting options: cannot specify both --attach and --detach")
+    needs_terminal = False
     try:
         body = build(values, arguments[0], arguments[1:])
         if detached:
             body |= {"AttachStdin": False, "AttachStdout": False, "AttachStderr": False, "StdinOnce": False}
         else:
-            attached.check_tty(body["AttachStdin"], body["Tty"])
+            needs_terminal = body["AttachStdin"] and body["Tty"]
         if body["Tty"]:
             body["HostConfig"]["ConsoleSize"] = list(terminal.size())
         keys_text, keys = attached.detach_keys(app, values["detach-keys"])
+    except DrayError as error:
+        raise StatusError(125, with_help(error, app.path)) from None
+    attached.check_tty(needs_terminal, body["Tty"])
+    try:
         identifier = create(app, values, arguments[0], arguments[1:], body)["Id"]
     except ConnectError as error:
         from dray.cli.hints import connect_hint
@@ -207,7 +228,7 @@ def run_run(app: App, values: Values, arguments: list[str]) -> int:
         hint = connect_hint(error)
         raise StatusError(125, with_help(error, app.path) + (f"\n\n{hint}" if hint else "")) from None
     except DrayError as error:
-        raise StatusError(125, with_help(error, app.path)) from None
+        raise StatusError(start_status(error), with_help(error, app.path)) from None
     return _Run(app, values, body, identifier).go(keys_text, keys)
 
 

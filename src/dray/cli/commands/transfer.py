@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from dray.cli.flags import Values
 
 
-def save_to_file(path: str, chunks: Any) -> None:
+def save_to_file(path: str, chunks: Any, *, what: str) -> None:
     """Write a stream to a file that appears only when it is whole; a device or pipe is written directly."""
     if os.path.isdir(os.path.dirname(path) or "."):
         if os.path.isdir(path):
-            raise Failure(f'failed to save: invalid output path: "{path}" must be a file, it is a directory')
+            raise Failure(f"{what}: invalid output path: {path} is a directory")
     else:
-        raise Failure(f'failed to save: invalid output path: directory "{os.path.dirname(path)}" does not exist')
+        raise Failure(f"{what}: invalid output path: stat {os.path.dirname(path)}: no such file or directory")
     if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "wb", buffering=0) as device:
             for chunk in chunks:
@@ -151,7 +151,7 @@ def run_save(app: App, values: Values, arguments: list[str]) -> int:
     response = app.client.images.save(arguments, platforms=platform_texts(values["platform"]))
     try:
         if values["output"]:
-            save_to_file(values["output"], response.chunks())
+            save_to_file(values["output"], response.chunks(), what="failed to save image")
             return 0
         from dray.cli.streams import write_all
 
@@ -165,11 +165,11 @@ def run_save(app: App, values: Values, arguments: list[str]) -> int:
 def run_import(app: App, values: Values, arguments: list[str]) -> int:
     """Make an image of a filesystem archive: a file, an address for the daemon to fetch, or standard input."""
     from dray.base.reference import parse
-    from dray.client.images import split_tag
 
+    if len(arguments) > 2:
+        raise Failure("too many arguments: an archive and at most one name are expected")
     source = arguments[0]
     name = arguments[1] if len(arguments) > 1 else ""
-    repo, tag = split_tag(name)
     if name:
         parse(name)
     body: Any = None
@@ -187,8 +187,8 @@ def run_import(app: App, values: Values, arguments: list[str]) -> int:
         response = app.client.images.import_(
             from_source,
             body,
-            repo=repo,
-            tag=tag,
+            repo=name,
+            tag="",
             message=values["message"],
             changes=values["change"],
             platform=values["platform"],
@@ -249,6 +249,6 @@ COMMANDS = {
             Flag("message", "string", "Comment of the image", short="m"),
             Flag("platform", "string", "Platform to record in the image"),
         ),
-        args=(1, 2),
+        args=(1, MANY),
     ),
 }

@@ -40,11 +40,7 @@ def run_create(app: App, values: Values, arguments: list[str]) -> int:
         "DriverOpts": values["opt"],
         "Labels": to_map(values["label"]),
     }
-    app.line(
-        app.client.volumes.create(
-            {key: value for key, value in body.items() if value or key in ("DriverOpts", "Labels")}
-        )["Name"]
-    )
+    app.line(app.client.volumes.create({key: value for key, value in body.items() if value})["Name"])
     return 0
 
 
@@ -58,7 +54,7 @@ def listing() -> Listing:
         "Labels": Column("LABELS", lambda one: label_text(one.get("Labels"))),
         "Links": Column("LINKS", lambda one: str(one["UsageData"]["RefCount"]) if one.get("UsageData") else "N/A"),
         "Size": Column(
-            "SIZE", lambda one: human_size(one["UsageData"]["Size"]) if one.get("UsageData") else "N/A"
+            "SIZE", lambda one: human_size(one["UsageData"]["Size"], 4) if one.get("UsageData") else "N/A"
         ),
         "Group": Column(
             "GROUP", lambda one: ((one.get("ClusterVolume") or {}).get("Spec") or {}).get("Group") or "N/A"

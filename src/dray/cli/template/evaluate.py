@@ -214,9 +214,13 @@ class _State:
         except TemplateError as error:
             raise self.fail(node, f"error calling {name}: {error}") from None
         except TypeError:
-            raise self.fail(node, f"wrong number or type of args for {name}: got {len(arguments)}") from None
+            code = getattr(function, "__code__", None)
+            if code is not None and code.co_argcount != len(arguments):
+                words = f"want {code.co_argcount} got {len(arguments)}"
+                raise self.fail(node, f"wrong number of args for {name}: {words}") from None
+            raise self.fail(node, f"wrong type of argument for {name}") from None
 
-    def fields(self, node: Node, value: Any, names: list[str], rest: list[Node], dot: Any, final: Any) -> Any:  # noqa: PLR0917
+    def fields(self, node: Node, value: Any, names: list[str], rest: list[Node], dot: Any, final: Any) -> Any:
         for name in names[:-1]:
             value = self.field(node, value, name, None)
         extra = self.arguments(rest, dot, final) if rest or final is not _NOTHING else None
@@ -227,7 +231,7 @@ class _State:
             try:
                 found = value.lookup(name)
             except KeyError:
-                raise self.fail(node, f"can't evaluate field {name} in type struct") from None
+                raise self.fail(node, f"can't evaluate field {name} in type {value.go_type}") from None
         elif isinstance(value, dict):
             if arguments is not None:
                 raise self.fail(node, f"{name} is not a method but has arguments")
@@ -244,7 +248,8 @@ class _State:
         elif value is None or value is NO_VALUE:
             raise self.fail(node, f"nil pointer evaluating interface {{}}.{name}")
         else:
-            raise self.fail(node, f"can't evaluate field {name} in type {type_name(value)}")
+            kind = "interface {}" if self.strict else type_name(value)
+            raise self.fail(node, f"can't evaluate field {name} in type {kind}")
         if callable(found):
             return self.invoke(node, name, found, arguments or [])
         if arguments is not None:

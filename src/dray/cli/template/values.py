@@ -32,8 +32,9 @@ NO_VALUE = _NoValue()
 class Struct(_Dict):
     """A Go struct: keys in the order of its fields; `raw` is the JSON it came from."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("go_type", "raw")
     raw: dict[str, Any]
+    go_type: str
 
     def lookup(self, name: str) -> Any:
         """Return a field; TemplateError when the struct has none of that name."""
@@ -84,6 +85,8 @@ def type_name(value: Any) -> str:
         return "string"
     if isinstance(value, list):
         return "[]string" if value and all(isinstance(one, str) for one in value) else "[]interface {}"
+    if isinstance(value, Struct):
+        return value.go_type
     if isinstance(value, dict):
         return "map[string]interface {}"
     return str(getattr(value, "type_name", type(value).__name__))

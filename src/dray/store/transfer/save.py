@@ -24,7 +24,7 @@ from dray.oci.platform import Platform
 from dray.store.images.model import DANGLING, Image
 from dray.store.images.reading import Found
 from dray.store.images.service import Images
-from dray.store.layers import tarwriter
+from dray.store.layers import headers, tarwriter
 
 _CHUNK = 1 << 20
 
@@ -143,7 +143,7 @@ def _write(images: Images, files: dict[str, bytes], blobs: dict[str, int]) -> It
         for digest in blobs:
             lease.add(digest)
         for folder in (b"blobs/", b"blobs/sha256/"):
-            yield tarwriter.header(folder, kind=tarwriter.DIRECTORY, mode=0o755)
+            yield tarwriter.header(folder, kind=headers.DIRECTORY, mode=0o755)
         for name in sorted({*files, *sources}):
             if name in files:
                 yield tarwriter.member(name.encode(), files[name])
