@@ -319,7 +319,9 @@ class Listener:
     def __getattr__(self, name): return lambda *a: None
 async def main():
     request = msgspec.json.decode({request!r}, type=TaskCreate)
-    task = await Tasks(zygote, Listener()).create(request, attachments=[(AttachRequest(framed=False), {fd})])
+    tasks = Tasks(zygote)
+    tasks.listener = Listener()
+    task = await tasks.create(request, attachments=[(AttachRequest(framed=False), {fd})])
     await task.wait()
     await asyncio.sleep(100)
 asyncio.run(main())

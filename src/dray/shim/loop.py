@@ -74,7 +74,11 @@ class Loop:
         return timer
 
     def watch_children(self, handler: Callable[[], None]) -> None:
-        """Call `handler` after children have changed state (SIGCHLD; one call may stand for many)."""
+        """Call `handler` after children have changed state (one call may stand for many).
+
+        SIGCHLD must have a Python handler already (see shim.zygote): to install one costs a fresh process the
+        pages of the signal module.
+        """
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
         def ready(_events: int) -> None:
@@ -83,7 +87,6 @@ class Loop:
             handler()
 
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         self.watch(reader, IN, ready)
 
     def run(self) -> None:

@@ -411,6 +411,7 @@ class Shim:
                 self._oom(0)
             init.status = msgspec.structs.replace(init.status, oom_killed=runtime.oom_kills(task.id) > 0)
         self._forget_oom()
+        self._close_held()  # ports are free before anybody is told
         init.close()
         with contextlib.suppress(OSError):  # a full disk: those who are connected learn it all the same
             write_atomic(os.path.join(task.state_dir, "exit.json"), msgspec.json.encode(init.status))
@@ -418,7 +419,6 @@ class Shim:
         self._tell({"event": "exited", "status": init.status})
         with contextlib.suppress(DrayError, OSError):
             runtime.delete(task.id, force=True)
-        self._close_held()
 
     def _state(self) -> dict[str, Any]:
         init = self._init
