@@ -24,6 +24,8 @@ def scenario(act: Callable[[Engine], Documents]) -> Callable[[Engine], Documents
 def inspect(engine: Engine, name: str) -> Any:
     body = engine.get(f"{V}/containers/{name}/json?size=0")
     body["Mounts"] = sorted(body["Mounts"], key=lambda mount: mount["Destination"])
+    if body["HostConfig"]["Binds"]:  # the client sends them in any order
+        body["HostConfig"]["Binds"].sort()
     body["Config"]["Env"] = sorted(body["Config"]["Env"] or [])
     return body
 

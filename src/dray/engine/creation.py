@@ -31,7 +31,7 @@ from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
 from dray.store.snapshots import Snapshots
-from dray.volumes.local import Volumes
+from dray.volumes.local import ANONYMOUS, Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,17 +123,30 @@ class Creator:
             directory = self._layout.container(container_id)
             if host.log_config.type != "none":
                 record.log_path = f"{directory}/{container_id}-json.log"
+            self._announce(record, undo)
             os.mkdir(directory, 0o700)
             undo.callback(remove_tree, directory)
             self._snapshots.prepare(container_id, image.chain_id)
             self._mark(container_id)
             undo.callback(self._snapshots.remove, container_id)
             await self._prepare_volumes(record, undo)
+            record.state.status, record.remove_volumes = "created", False
             container = Container(record)
             self._registry.add(container)
             await self._registry.sync()
             undo.pop_all()
         return container, warnings
+
+    def _announce(self, record: ContainerRecord, undo: ExitStack) -> None:
+        """Write a creation that makes anonymous volumes down as a removal, which it is until it succeeds: a daemon
+        killed in between finishes it, volumes included."""
+        fresh = [point for point in record.mounts if point.type == "volume" and not point.name]
+        for point in fresh:
+            point.name, point.anonymous = digest.new_id(), True
+        if fresh:
+            record.state.status, record.remove_volumes = "removing", True
+            self._registry.save(Container(record))
+            undo.callback(self._registry.remove, Container(record))
 
     def _mark(self, container_id: str) -> None:
         """Leave the file by which programs tell that they are in a container."""
@@ -209,7 +222,9 @@ class Creator:
                         if mount.target == point.destination), None)  # fmt: skip
         labels = dict(options.labels) if options else {}
         driver_options = dict(options.driver_config.options) if options and options.driver_config else {}
-        existed = bool(point.name) and self._volumes.exists(point.name)
+        existed = self._volumes.exists(point.name)
+        if point.anonymous:
+            labels[ANONYMOUS] = ""
         volume = self._volumes.create(point.name, driver=point.driver, options=driver_options, labels=labels)
         if not existed:
             undo.callback(self._volumes.remove, volume.name, force=True)
