@@ -99,16 +99,16 @@ def _stat_target(app: App, container: str, target: str) -> tuple[str, dict[str, 
             resolved = _resolve_link(app, container, target, stat)
             return resolved, app.client.containers.stat_path(container, resolved)
         return target, stat
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        # A path may be missing; a container that is missing is the next request's error.
+    except ApiError:
+        # What is wrong with the destination, or the container, is told best by the request that writes there.
         return target, None
 
 
 def copy_in(app: App, values: Values, source: str, container: str, target: str) -> int:
     """Copy from this host, or a tar archive on standard input, to a container."""
     target = target if target.startswith("/") else f"/{target}"
+    if source != "-" and not os.path.lexists(source):
+        raise Failure(f"lstat {os.path.abspath(source)}: no such file or directory")
     place_path, stat = _stat_target(app, container, target)
     is_dir = bool(stat and stat.get("mode", 0) & GO_DIR)
     if source == "-":
@@ -118,8 +118,6 @@ def copy_in(app: App, values: Values, source: str, container: str, target: str) 
             container, place_path, sys.stdin.buffer, no_overwrite=True, copy_uid_gid=values["archive"]
         )
         return 0
-    if not os.path.lexists(source):
-        raise Failure(f"lstat {os.path.abspath(source)}: no such file or directory")
     follow = values["follow-link"] or source.endswith("/")
     source_is_dir = os.path.isdir(source) and (follow or means_content(source) or not os.path.islink(source))
     place = plan(
@@ -156,15 +154,17 @@ def run_cp(app: App, values: Values, arguments: list[str]) -> int:
 
 def run_export(app: App, values: Values, arguments: list[str]) -> int:
     """Write a container's filesystem as a tar archive."""
-    from dray.cli.commands.transfer import save_to_file
+    from dray.cli.commands.transfer import check_output, save_to_file
     from dray.cli.streams import write_all
 
     if not values["output"] and is_terminal(1):
         raise Failure("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+    if values["output"]:
+        check_output(values["output"], what="failed to export container")
     response = app.client.containers.export(arguments[0])
     try:
         if values["output"]:
-            save_to_file(values["output"], response.chunks(), what="failed to export container")
+            save_to_file(values["output"], response.chunks())
             return 0
         for chunk in response.chunks():
             write_all(1, chunk)
