@@ -434,3 +434,68 @@ class TestTerminal:
             terminal.expect("ready")
             terminal.send(b"\x03")
             assert terminal.process.wait(timeout=30) == 9
+
+
+COPIES_IN = (
+    "src {c}:/t/new",
+    "src {c}:/t/dir",
+    "src/. {c}:/t/dir",
+    "src/f {c}:/t/file",
+    "src/f {c}:/t/dir/",
+    "src/l {c}:/t/link",
+)
+COPIES_OUT = (
+    "{c}:/t/new out/a",
+    "{c}:/t/new out/b",
+    "{c}:/t/new/. out/b",
+    "{c}:/t/file out/f",
+    "{c}:/t/new/l out/l",
+    "-L {c}:/t/new/l out/l2",
+    "{c}:/t/new out/f",
+    "-a {c}:/t/new out/c",
+    "{c}:/t/file out/missing/x",
+)
+
+
+def _tree(folder: Path) -> list[tuple[object, ...]]:
+    found = []
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else path.read_text() if path.is_file() else ""
+        found.append(
+            (
+                str(path.relative_to(folder)),
+                status.st_mode,
+                status.st_uid,
+                int(status.st_mtime) if path.is_file() else 0,
+                content,
+            )
+        )
+    return found
+
+
+def test_copies_end_where_docker_puts_them(dockerd: BareDockerd, tmp_path: Path) -> None:
+    (tmp_path / "src" / "d").mkdir(parents=True)
+    (tmp_path / "src" / "f").write_text("f")
+    (tmp_path / "src" / "d" / "g").write_text("g")
+    (tmp_path / "src" / "l").symlink_to("f")
+    (tmp_path / "src" / "abs").symlink_to("/etc")
+    seen = []
+    for client in (["docker"], DRAY):
+        name = f"copies-{len(seen)}"
+        dockerd.ok("run", "-d", "--name", name, "--network", "none", "busybox", "sleep", "1000")
+        dockerd.ok("exec", name, "mkdir", "-p", "/t/dir")
+        env = environment(dockerd.host, tmp_path)
+        statuses = [
+            run([*client, "cp", *one.format(c=name).split()], env, cwd=tmp_path).status for one in COPIES_IN
+        ]
+        inside = dockerd.ok("exec", name, "sh", "-c", "cd /t && find . -exec stat -c '%n %f %u %s %N' {} + | sort")
+        (tmp_path / "out" / "b").mkdir(parents=True)
+        statuses += [
+            run([*client, "cp", *one.format(c=name).split()], env, cwd=tmp_path).status for one in COPIES_OUT
+        ]
+        (tmp_path / "out").rename(tmp_path / name)
+        seen.append((statuses, inside, _tree(tmp_path / name)))
+        dockerd.ok("rm", "-f", name)
+    assert seen[1] == seen[0]
+    assert seen[0][0].count(0) == len(COPIES_IN) + len(COPIES_OUT) - 2
