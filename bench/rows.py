@@ -305,7 +305,7 @@ class OwnClient(Row):
         if installed.exists():
             dray = [str(installed)]
         command = [*dray, "ps"] if engine.name == "drayd" else ["docker", "ps"]
-        env = {**engine.environment(), **engine.env}
+        env = {**engine.environment(), "DOCKER_HOST": engine.host}
         return 1000 * clock(lambda: subprocess.run(command, env=env, check=True, capture_output=True))
 
 

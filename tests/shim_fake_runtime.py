@@ -10,6 +10,7 @@ import contextlib
 import os
 import pty
 import signal
+import time
 import tty
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,6 +129,8 @@ class FakeRuntime:
         if force:
             with contextlib.suppress(NotFound):
                 self.kill(id, signal.SIGKILL, all_processes=True)
+            while self.pids(id):
+                time.sleep(0.001)
         gate = self.gates.pop(id, -1)
         if gate >= 0:
             os.close(gate)

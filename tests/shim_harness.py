@@ -55,7 +55,8 @@ class Bench:
         self.root = root
         self.zygote = zygote
         self.listener = Listener()
-        self.tasks = Tasks(zygote, self.listener)
+        self.tasks = Tasks(zygote)
+        self.tasks.listener = self.listener
         self._count = 0
 
     def request(self, *args: str, process: dict[str, Any] | None = None, **options: Any) -> TaskCreate:

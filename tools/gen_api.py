@@ -233,6 +233,11 @@ OPTIONAL = {
     "ContainerSummary": "SizeRw SizeRootFs",
     "BuildCache": "LastUsedAt",
     "AttestationStatement": "Statement",
+    "ImageInspect": "Identity",
+    "ManifestImageData": "Identity",
+    "SwarmInfo": "Cluster",
+    "Volume": "ClusterVolume",
+    "VolumeCreateRequest": "ClusterVolumeSpec",
 }
 
 # A structure that is part of its parent by value: always encoded.

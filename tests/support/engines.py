@@ -335,7 +335,9 @@ class Drayd(Engine):
 
     def environment(self) -> dict[str, str]:
         source = Path(__file__).resolve().parents[2] / "src"
-        return super().environment() | {"PYTHONPATH": str(source)}
+        kept = super().environment() | {"PYTHONPATH": str(source)}
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, too
+        return kept
 
 
 ENGINES: dict[str, type[Engine]] = {"dockerd": Dockerd, "drayd": Drayd}

@@ -86,7 +86,8 @@ def _mounts() -> frozenset[str]:
 def _cgroups() -> frozenset[str]:
     found = set()
     for folder, names, _ in os.walk("/sys/fs/cgroup"):
-        found.update(os.path.join(folder, name) for name in names)
+        # An engine's parent cgroup is made once in a hierarchy, and kept.
+        found.update(os.path.join(folder, name) for name in names if name not in ("docker", "dray"))
     return frozenset(found)
 
 

@@ -393,6 +393,13 @@ async def test_responses_are_shaped_by_version(path: str) -> None:
     assert json.loads((await ask(path, get("/v1.55/system/df")))[2])["ImageUsage"]["TotalSize"] == 7
 
 
+async def test_volumes_are_created_without_a_swarm(path: str) -> None:
+    status, _, body = await ask(path, post("/volumes/create", b'{"Name":"data"}'))
+    assert status == 201
+    assert json.loads(body).keys() == {"Name", "Driver", "Mountpoint", "Labels", "Scope", "Options"}
+    assert (await ask(path, post("/volumes/create", b'{"ClusterVolumeSpec":{}}')))[0] == 503
+
+
 async def test_volume_prune_means_all_for_old_clients(path: str) -> None:
     assert json.loads((await ask(path, post("/v1.41/volumes/prune")))[2])["VolumesDeleted"] == ["true"]
     assert json.loads((await ask(path, post("/v1.42/volumes/prune")))[2])["VolumesDeleted"] == []

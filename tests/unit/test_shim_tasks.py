@@ -3,14 +3,17 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dray.base.errors import Conflict, StartError
-from dray.shim.model import AttachRequest, ExecCreate
+from dray.shim.model import AttachRequest, ExecCreate, LogSpec
 from dray.shim.tasks import Zygote
-from dray.wire import stdcopy
+from dray.wire import stdcopy, websocket
 from shim_harness import FAKE, Bench, read_all, read_until
 
 
@@ -243,6 +246,121 @@ async def test_a_thousand_connect_and_abort_leave_no_descriptor(bench):
             break
         await asyncio.sleep(0.02)
     assert len(os.listdir(f"/proc/{shim}/fd")) == before
+    await task.kill(signal.SIGKILL)
+    await task.wait()
+    await task.release()
+
+
+async def test_a_websocket_client_types_and_reads_frames(bench):
+    request = bench.request("cat", open_stdin=True, stdin_once=True)
+    client, attached = attachment(stdin=True, websocket=True)
+    key = b"\1\2\3\4"
+
+    def masked(opcode, payload):
+        return bytes((0x80 | opcode, 0x80 | len(payload))) + key + websocket.mask(payload, key)
+
+    with client:
+        task = await bench.tasks.create(request, attachments=[attached])
+        client.sendall(masked(websocket.PING, b"there?") + masked(websocket.TEXT, b"hello"))
+        await read_until(client, websocket.frame(websocket.BINARY, b"hello"))
+        client.sendall(masked(websocket.CLOSE, b""))
+        assert await read_all(client) == websocket.close_frame()
+    assert (await task.wait()).exit_code == 0
+    await task.release()
+
+
+async def test_a_slow_client_makes_the_process_wait_and_loses_nothing(bench):
+    size = 20_000_000
+    request = bench.request("head", "-c", str(size), "/dev/zero", log=LogSpec(driver="none"))
+    client, attached = attachment(framed=False)
+    with client:
+        task = await bench.tasks.create(request, attachments=[attached])
+        await asyncio.sleep(0.3)
+        shim = (Path(request.run_dir) / "shim.pid").read_text().strip()
+        status = Path(f"/proc/{shim}/status").read_text()
+        assert int(status.partition("VmRSS:")[2].split()[0]) < 40_000
+        assert task.status is None
+        assert len(await read_all(client)) == size
+    await task.wait()
+    await task.release()
+
+
+async def test_a_published_port_is_forwarded_to_the_container(bench):
+    with socket.create_server(("127.0.0.1", 0)) as inside, socket.create_server(("127.0.0.1", 0)) as outside:
+        address = outside.getsockname()
+        request = bench.request("sleep", "100", fds=["hold", "hold"], forwards=[("tcp", 1, *inside.getsockname())])
+        task = await bench.tasks.create(request, descriptors=[inside.fileno(), outside.fileno()])
+        outside.close()
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, address)
+            inside.setblocking(False)
+            accepted, _ = await loop.sock_accept(inside)
+            with accepted:
+                await loop.sock_sendall(client, b"in")
+                assert await loop.sock_recv(accepted, 10) == b"in"
+                await loop.sock_sendall(accepted, b"out")
+                assert await loop.sock_recv(client, 10) == b"out"
+        await task.kill(signal.SIGKILL)
+        await task.wait()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        await task.release()
+
+
+DAEMON = """
+import asyncio, os, sys
+from dray.shim.tasks import Tasks, Zygote
+from dray.shim.model import AttachRequest, TaskCreate
+import msgspec
+zygote = Zygote.spawn({fake!r})
+class Listener:
+    def __getattr__(self, name): return lambda *a: None
+async def main():
+    request = msgspec.json.decode({request!r}, type=TaskCreate)
+    tasks = Tasks(zygote)
+    tasks.listener = Listener()
+    task = await tasks.create(request, attachments=[(AttachRequest(framed=False), {fd})])
+    await task.wait()
+    await asyncio.sleep(100)
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_daemon_takes_no_byte_from_an_attached_client(bench):
+    size = 100_000_000
+    request = bench.request("sh", "-c", f"head -c {size} /dev/zero; exit 12", log=LogSpec(driver="local"))
+    ours, theirs = socket.socketpair()
+    program = DAEMON.format(fake=FAKE, request=msgspec.json.encode(request), fd=theirs.fileno())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    daemon = subprocess.Popen([sys.executable, "-c", program], env=environment, pass_fds=[theirs.fileno()])
+    theirs.close()
+    with ours, daemon:
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        got = 0
+        while data := await loop.sock_recv(ours, 1 << 20):
+            if got < 5_000_000 <= got + len(data):
+                daemon.kill()
+                daemon.wait()
+            got += len(data)
+    assert got == size
+    exit_file = Path(request.state_dir) / "exit.json"
+    while not exit_file.exists():
+        await asyncio.sleep(0.01)
+    assert json.loads(exit_file.read_text())["exit_code"] == 12
+
+
+async def test_a_killed_zygote_is_replaced(bench):
+    task = await bench.tasks.create(bench.request("sleep", "100"))
+    first = bench.zygote.pid
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    again = await bench.tasks.create(bench.request("true"))
+    assert (await again.wait()).exit_code == 0
+    assert bench.zygote.pid != first
+    await again.release()
     await task.kill(signal.SIGKILL)
     await task.wait()
     await task.release()

@@ -224,7 +224,7 @@ class ManifestImageData(Struct, kw_only=True, omit_defaults=True):
     """`ManifestImageData` of the Engine API."""
 
     platform: OCIPlatform = field(name="Platform", default_factory=OCIPlatform)
-    identity: dict[str, Any] = field(name="Identity", default_factory=dict)
+    identity: dict[str, Any] | None = field(name="Identity", default=None)
     containers: list[str] = field(name="Containers", default_factory=new_list)
     size: ManifestImageSize = field(name="Size", default_factory=ManifestImageSize)
 
@@ -394,7 +394,7 @@ class Volume(Struct, kw_only=True, omit_defaults=True):
     status: dict[str, Any] = field(name="Status", default_factory=dict)
     labels: dict[str, str] | None = field(name="Labels", default_factory=null)
     scope: str = field(name="Scope", default_factory=str)
-    cluster_volume: dict[str, Any] = field(name="ClusterVolume", default_factory=new_dict)
+    cluster_volume: dict[str, Any] | None = field(name="ClusterVolume", default=None)
     options: dict[str, str] | None = field(name="Options", default_factory=null)
     usage_data: VolumeUsage | None = field(name="UsageData", default=None)
 
@@ -1027,7 +1027,7 @@ class ImageInspect(Struct, kw_only=True, omit_defaults=True):
     id: str = field(name="Id", default_factory=str)
     descriptor: OCIDescriptor | None = field(name="Descriptor", default=None)
     manifests: list[ImageManifestSummary] = field(name="Manifests", default_factory=list)
-    identity: dict[str, Any] = field(name="Identity", default_factory=dict)
+    identity: dict[str, Any] | None = field(name="Identity", default=None)
     repo_tags: list[str] = field(name="RepoTags", default_factory=new_list)
     repo_digests: list[str] = field(name="RepoDigests", default_factory=new_list)
     comment: str = field(name="Comment", default="")
@@ -1090,7 +1090,7 @@ class VolumeCreateRequest(Struct, kw_only=True, omit_defaults=True):
     driver: str = field(name="Driver", default_factory=str)
     driver_opts: dict[str, str] | None = field(name="DriverOpts", default_factory=null)
     labels: dict[str, str] | None = field(name="Labels", default_factory=null)
-    cluster_volume_spec: dict[str, Any] = field(name="ClusterVolumeSpec", default_factory=new_dict)
+    cluster_volume_spec: dict[str, Any] | None = field(name="ClusterVolumeSpec", default=None)
 
 
 class VolumeListResponse(Struct, kw_only=True, omit_defaults=True):
@@ -1275,7 +1275,7 @@ class SwarmInfo(Struct, kw_only=True, omit_defaults=True):
     remote_managers: list[PeerNode] | None = field(name="RemoteManagers", default_factory=null)
     nodes: int = field(name="Nodes", default=0)
     managers: int = field(name="Managers", default=0)
-    cluster: dict[str, Any] = field(name="Cluster", default_factory=new_dict)
+    cluster: dict[str, Any] | None = field(name="Cluster", default=None)
 
 
 class Commit(Struct, kw_only=True, omit_defaults=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -96,16 +95,14 @@ class PathStat(msgspec.Struct, kw_only=True, frozen=True):
     link_target: str = msgspec.field(name="linkTarget", default="")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateOptions:
+class CreateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The query of a container's creation. `platform` is `os[/arch[/variant]]` or empty."""
 
     name: str = ""
     platform: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogOptions:
+class LogOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of a log and how. Times are Unix nanoseconds, 0 for open; `tail` None is all."""
 
     stdout: bool = False
@@ -118,8 +115,7 @@ class LogOptions:
     until: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachOptions:
+class AttachOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Which streams to attach; `logs` replays what was written before, `stream` follows."""
 
     stdin: bool = False
@@ -130,8 +126,7 @@ class AttachOptions:
     detach_keys: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoveOptions:
+class RemoveOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to remove a container: kill it first, its anonymous volumes too, or only a link."""
 
     force: bool = False
@@ -139,8 +134,7 @@ class RemoveOptions:
     link: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitOptions:
+class CommitOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The query of a commit; `changes` are Dockerfile instructions, one per line."""
 
     container: str
@@ -152,8 +146,7 @@ class CommitOptions:
     changes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportOptions:
+class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The query of an image import; `source` is a URL, or `-` for the request's body."""
 
     source: str = "-"
@@ -164,8 +157,7 @@ class ImportOptions:
     platform: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The query and headers of a classic build; an unset number is 0, an unset text empty."""
 
     dockerfile: str = "Dockerfile"
@@ -177,8 +169,8 @@ class BuildOptions:
     remove: bool = True
     force_remove: bool = False
     squash: bool = False
-    build_args: Mapping[str, str | None] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
+    build_args: Mapping[str, str | None] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     cache_from: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     network_mode: str = ""
@@ -199,11 +191,10 @@ class BuildOptions:
     outputs: tuple[dict[str, Any], ...] = ()
     build_id: str = ""
     session: str = ""
-    auths: Mapping[str, Any] = field(default_factory=dict)
+    auths: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildPruneOptions:
+class BuildPruneOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What of the build cache to keep, in bytes; 0 is no limit."""
 
     all: bool = False

@@ -122,7 +122,7 @@ def image(found: models.ImageInspect, version: Version) -> Any:
     """Shape one image."""
     if version >= (1, 52):
         return found
-    found.identity = {}
+    found.identity = None
     if version < (1, 48):
         found.descriptor = None
     document = _document(found)

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
+from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
@@ -120,6 +122,7 @@ class House:
 
     def __init__(self, config: DaemonConfig, zygote: Zygote) -> None:
         self.config = config
+        self._loop = asyncio.get_running_loop()
         self.layout = Layout(config["data-root"], config["exec-root"])
         self.layout.prepare()
         root = self.layout.data_root
@@ -132,12 +135,14 @@ class House:
             self.snapshots = Overlay(f"{root}/overlay2", self.metadata)
         self.content = ContentStore(f"{root}/content")
         self.events = Events()
-        self.images = Images(self.metadata, self.content, self.snapshots)
+        self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         settings = defaults(config)
-        self.execs = ExecTable(self.registry, self.events, self.layout)
+        self.execs = ExecTable(
+            self.registry, self.events, self.layout, machine.read(self.limits.version).capabilities
+        )
         self.health = HealthChecks(self.registry, self.execs, self.events)
         self.tasks = Tasks(zygote)
         launcher = Launcher(
@@ -221,6 +226,10 @@ class House:
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
         )
 
+    def _image_event(self, action: str, actor: str, attributes: Mapping[str, str]) -> None:
+        """Hand an image's event, from whatever thread, to the loop."""
+        self._loop.call_soon_threadsafe(self.events.publish, "image", action, actor, attributes)
+
     async def start(self) -> None:
         """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
         self.registry.load()
@@ -259,7 +268,10 @@ class House:
             stops = (self.lifecycle.stop(one, timeout=timeout) for one in running)
             await asyncio.gather(*stops, return_exceptions=True)
         await self.supervisor.stop()
-        await self.controller.close()
+        idle = not any(one.state.running for one in self.registry)
+        await self.controller.close(wipe=idle)
+        if idle:
+            cgroups.prune(self.config["cgroup-parent"] or "/dray")
         self.metadata.close()
 
 

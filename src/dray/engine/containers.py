@@ -19,6 +19,8 @@ from dray.engine.model import Container
 from dray.engine.registry import Registry
 from dray.store.snapshots import Snapshots
 
+MARK = "/.dockerenv"  # ours, not the container's doing
+
 
 class Containers:
     """Create, list, inspect, update, remove, prune."""
@@ -161,7 +163,11 @@ class Containers:
         container = self._registry.find(ref)
         found = await asyncio.to_thread(self._snapshots.changes, container.id)
         kinds = {"C": 0, "A": 1, "D": 2}
-        return [api.FilesystemChange(path=change.path, kind=kinds[change.kind]) for change in found]
+        return [
+            api.FilesystemChange(path=change.path, kind=kinds[change.kind])
+            for change in found
+            if change.path != MARK
+        ]
 
     def stats(self, ref: str, *, stream: bool, one_shot: bool) -> AsyncIterator[api.ContainerStatsResponse]:
         """Yield resource usage, once a second while streaming."""

@@ -8,6 +8,7 @@ removed at the next start).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import msgspec
 from dray.api import models as api
 from dray.api.requests import CreateOptions
 from dray.base import digest
-from dray.base.errors import InvalidParameter
+from dray.base.errors import InvalidParameter, NotFound
 from dray.base.files import remove_tree
 from dray.engine import clock, merge, mounts, names, rootfs, validate
 from dray.engine.events import Events
@@ -30,7 +31,7 @@ from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
 from dray.store.snapshots import Snapshots
-from dray.volumes.local import Volumes
+from dray.volumes.local import ANONYMOUS, Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ class Creator:
                 created=clock.now(),
                 config=merged,
                 host_config=host,
-                networking=networking if networking.endpoints_config else None,
+                networking=self._networking(networking, host.network_mode),
                 image_id=image.id,
                 image_ref=config.image,
                 manifest_digest=image.manifest,
@@ -122,16 +123,34 @@ class Creator:
             directory = self._layout.container(container_id)
             if host.log_config.type != "none":
                 record.log_path = f"{directory}/{container_id}-json.log"
+            self._announce(record, undo)
             os.mkdir(directory, 0o700)
             undo.callback(remove_tree, directory)
             self._snapshots.prepare(container_id, image.chain_id)
+            self._mark(container_id)
             undo.callback(self._snapshots.remove, container_id)
             await self._prepare_volumes(record, undo)
+            record.state.status, record.remove_volumes = "created", False
             container = Container(record)
             self._registry.add(container)
             await self._registry.sync()
             undo.pop_all()
         return container, warnings
+
+    def _announce(self, record: ContainerRecord, undo: ExitStack) -> None:
+        """Write a creation that makes anonymous volumes down as a removal, which it is until it succeeds: a daemon
+        killed in between finishes it, volumes included."""
+        fresh = [point for point in record.mounts if point.type == "volume" and not point.name]
+        for point in fresh:
+            point.name, point.anonymous = digest.new_id(), True
+        if fresh:
+            record.state.status, record.remove_volumes = "removing", True
+            self._registry.save(Container(record))
+            undo.callback(self._registry.remove, Container(record))
+
+    def _mark(self, container_id: str) -> None:
+        """Leave the file by which programs tell that they are in a container."""
+        os.close(os.open(self._snapshots.upper(container_id) / ".dockerenv", os.O_CREAT | os.O_CLOEXEC, 0o755))
 
     def _with_defaults(self, ask: api.HostConfig) -> api.HostConfig:
         """Fill in the daemon's defaults, as inspect shows them."""
@@ -157,6 +176,19 @@ class Creator:
         host.oom_kill_disable = bool(host.oom_kill_disable)
         host.restart_policy = msgspec.structs.replace(host.restart_policy, name=host.restart_policy.name or "no")
         return host
+
+    def _networking(self, ask: api.NetworkingConfig, mode: str) -> api.NetworkingConfig | None:
+        """Return the ask about networks by the networks' names; `default` is what the mode says."""
+        named: dict[str, api.EndpointSettings] = {}
+        for word, settings in (ask.endpoints_config or {}).items():
+            name = mode if word == "default" else word
+            if not name.startswith("container:"):
+                with contextlib.suppress(
+                    NotFound
+                ):  # a network that is not there is an error at start, as in Docker
+                    name = self._networks.resolve(name).name
+                named[name] = settings
+        return api.NetworkingConfig(endpoints_config=named) if named else None
 
     @staticmethod
     def _hostname(host: api.HostConfig, container_id: str) -> str:
@@ -190,7 +222,9 @@ class Creator:
                         if mount.target == point.destination), None)  # fmt: skip
         labels = dict(options.labels) if options else {}
         driver_options = dict(options.driver_config.options) if options and options.driver_config else {}
-        existed = bool(point.name) and self._volumes.exists(point.name)
+        existed = self._volumes.exists(point.name)
+        if point.anonymous:
+            labels[ANONYMOUS] = ""
         volume = self._volumes.create(point.name, driver=point.driver, options=driver_options, labels=labels)
         if not existed:
             undo.callback(self._volumes.remove, volume.name, force=True)

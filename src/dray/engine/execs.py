@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 
 from dray.api import models as api
 from dray.api.requests import Connection
@@ -26,10 +27,11 @@ class ExecTable:
     """All execs of the daemon. They live as long as their container's run and are gone with the daemon, as
     dockerd's are; their processes are not."""
 
-    def __init__(self, registry: Registry, events: Events, layout: Layout) -> None:
+    def __init__(self, registry: Registry, events: Events, layout: Layout, capabilities: Sequence[str]) -> None:
         self._registry = registry
         self._events = events
         self._layout = layout
+        self._capabilities = capabilities
         self._execs: dict[str, Exec] = {}
 
     def find(self, exec_id: str) -> Exec:
@@ -46,7 +48,7 @@ class ExecTable:
         run = Exec(
             id=digest.new_id(),
             container_id=container.id,
-            process=exec_process(container, ask, self._layout),
+            process=exec_process(container, ask, self._layout, self._capabilities),
             tty=ask.tty,
             open_stdin=ask.attach_stdin,
             open_stdout=ask.attach_stdout,
@@ -208,7 +210,12 @@ class ExecVerbs:
 
     async def inspect(self, id: str) -> api.ExecInspectResponse:
         """Return what is known of an exec."""
-        return self._table.inspect(self._table.find(id))
+        run = self._table.find(id)
+        if run.running and not os.path.exists(f"/proc/{run.pid}"):
+            # The client saw the end of its stream before we were told how the process ended.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(run.finished.wait(), 2)
+        return self._table.inspect(run)
 
     async def resize(self, id: str, height: int, width: int) -> None:
         """Set the size of the terminal."""

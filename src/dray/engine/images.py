@@ -145,8 +145,8 @@ class ImageVerbs:
         return [
             api.ImageSummary(
                 id=image.id,
-                repo_tags=list(image.tags),
-                repo_digests=list(image.digests),
+                repo_tags=_matching(image.tags, filters),
+                repo_digests=_matching(image.digests, filters),
                 created=_nanoseconds(image.created) // 10**9,
                 size=image.size,
                 shared_size=shared.get(image.id, 0) if shared_size else -1,
@@ -180,7 +180,11 @@ class ImageVerbs:
             dangling = filters.boolean("dangling", True)
             chosen = [image for image in chosen if (not image.tags) == dangling]
         if patterns := filters.values_of("reference"):
-            chosen = [image for image in chosen if _matches_reference(image, patterns)]
+            chosen = [
+                image
+                for image in chosen
+                if any(_matches_reference(name, patterns) for name in (*image.tags, *image.digests))
+            ]
         if "containers" in filters:
             used = {container.record.image_id for container in self._registry}
             wanted = filters.boolean("containers", True)
@@ -342,15 +346,16 @@ def _deleted(lines: Iterable[dict[str, str]]) -> list[api.ImageDeleteResponseIte
     ]
 
 
-def _matches_reference(image: Image, patterns: Iterable[str]) -> bool:
-    names = [*image.tags, *image.digests]
-    for pattern in patterns:
-        for name in names:
-            bare = name.partition("@")[0]
-            bare = bare[: bare.rindex(":")] if ":" in bare.rpartition("/")[2] else bare
-            if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(bare, pattern):
-                return True
-    return False
+def _matching(names: Iterable[str], filters: Filters) -> list[str]:
+    """Return the names of an image that a `reference` filter lets through: all without one."""
+    patterns = filters.values_of("reference")
+    return [name for name in names if not patterns or _matches_reference(name, patterns)]
+
+
+def _matches_reference(name: str, patterns: Iterable[str]) -> bool:
+    bare = name.partition("@")[0]
+    bare = bare[: bare.rindex(":")] if ":" in bare.rpartition("/")[2] else bare
+    return any(fnmatch.fnmatchcase(word, pattern) for pattern in patterns for word in (name, bare))
 
 
 def _shared_sizes(images: list[Image], size_of: Callable[[str], int]) -> dict[str, int]:

@@ -7,6 +7,7 @@ them all once the task runs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from contextlib import AsyncExitStack
@@ -21,6 +22,7 @@ from dray.engine import logattributes, spec
 from dray.engine.creation import Defaults
 from dray.engine.events import Events
 from dray.engine.facts import FactFinder
+from dray.engine.laps import Laps
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
@@ -32,6 +34,9 @@ from dray.shim.model import LogSpec, MountSpec, TaskCreate
 from dray.shim.tasks import Task, Tasks
 from dray.store.snapshots import Snapshots
 from dray.volumes.local import Volumes
+
+
+log = logging.getLogger(__name__)
 
 
 class Launcher:
@@ -62,22 +67,29 @@ class Launcher:
     async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
         """Start a container's task; return it and the endpoints it got."""
         record = container.record
+        laps = Laps()
         self._prepare_mounts(record)
+        laps.lap("mounts")
         attachment = await self._networks.attach(record.id, sandbox_ask(record))
+        laps.lap("network")
         undo.push_async_callback(self._networks.detach, record.id, attachment.endpoints)
         try:
             self._write_files(record, attachment)
+            laps.lap("files")
             run_dir = self.layout.task(record.id)
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(run_dir)
             os.makedirs(f"{run_dir}/rootfs", 0o700)
             undo.callback(remove_tree, run_dir)
             self._write_spec(record, attachment, run_dir)
+            laps.lap("spec")
             request, descriptors = self._request(record, attachment, run_dir)
             pending, container.pending = container.pending, []
             task = await self._tasks.create(request, descriptors=descriptors, attachments=pending)
         finally:
             attachment.close()
+        laps.lap("task")
+        log.debug("start of %s: %s", record.name, laps)
         for endpoint in attachment.endpoints:
             self._network_event("connect", record, endpoint)
         for point in record.mounts:

@@ -25,6 +25,8 @@ from dray.store.snapshots import Snapshots
 
 KILL_PATIENCE = 10.0  # seconds after SIGKILL before we say that the process cannot be killed
 
+OPENING_PATIENCE = 5.0  # seconds that a removal waits for log readers to open their files
+
 
 class Lifecycle:
     """The state changes of containers. Every public verb takes the container's lock for as long as it changes
@@ -111,7 +113,12 @@ class Lifecycle:
                 at_boot=at_boot,
             )
             state.status = "restarting" if again else "exited"
-            state.pid, state.exit_code, state.oom_killed = 0, status.exit_code, status.oom_killed
+            unheard = status.oom_killed and not state.oom_killed
+            state.pid, state.exit_code, state.oom_killed = (
+                0,
+                status.exit_code,
+                state.oom_killed or status.oom_killed,
+            )
             state.finished_at = status.finished_at
             if status.error:
                 state.error = status.error
@@ -123,7 +130,7 @@ class Lifecycle:
                     run.finished.set()
             self._registry.save(container)
             attributes = self.attributes(container)
-            if status.oom_killed:
+            if unheard:
                 self._events.publish("container", "oom", container.id, attributes)
             self._events.publish(
                 "container",
@@ -258,10 +265,8 @@ class Lifecycle:
         """Stop the container if it runs, and start it."""
         container.stop_requested = True  # neither its restart policy nor --rm may act in between
         try:
-            if container.state.running:
-                await self._stop_running(container, signal_name, timeout)
-            elif container.state.status == "restarting":
-                await self._give_up_restarting(container)
+            if container.state.running or container.state.status == "restarting":
+                await self.stop(container, signal_name=signal_name, timeout=timeout)
         finally:
             container.stop_requested = False
         with contextlib.suppress(NotModified):
@@ -341,24 +346,28 @@ class Lifecycle:
     async def _remove_locked(self, container: Container, *, volumes: bool) -> None:
         self._cancel_restart(container)
         exit_code = container.state.exit_code
-        container.state.status = "removing"
+        container.state.status, container.record.remove_volumes = "removing", volumes
         self._registry.save(container)  # a daemon killed from here on finishes the removal when it starts
+        for opening in list(container.opening):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(opening.wait(), OPENING_PATIENCE)
         attributes = self.attributes(container)
-        await self.finish_removal(container, volumes=volumes)
+        await self.finish_removal(container)
         self._events.publish("container", "destroy", container.id, attributes)
         status = ExitStatus(exit_code=exit_code, finished_at=container.state.finished_at)
         self._tell(container.removal_waiters, status)
         self._tell(container.exit_waiters, status)
 
-    async def finish_removal(self, container: Container, *, volumes: bool) -> None:
+    async def finish_removal(self, container: Container) -> None:
         """Remove what a container marked `removing` has on disk, and forget it."""
         for _, fd in container.pending:
             os.close(fd)
         container.pending.clear()
-        self._snapshots.remove(container.id)
+        if self._snapshots.exists(container.id):
+            self._snapshots.remove(container.id)
         self._launcher.forget(container)
         self._registry.remove(container)
-        if volumes:
+        if container.record.remove_volumes:
             self._launcher.remove_anonymous_volumes(container)
         self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))
 

@@ -75,6 +75,7 @@ class MountPoint(msgspec.Struct):
     options: list[str] = []
     create_source: bool = False
     copy: bool = False
+    anonymous: bool = False
     subpath: str = ""
     tmpfs_flag: bool = False  # asked by --tmpfs, which inspect does not list among the mounts
 
@@ -100,6 +101,7 @@ class ContainerRecord(msgspec.Struct):
     endpoints: list[Endpoint] = []
     restart_count: int = 0
     manually_stopped: bool = False
+    remove_volumes: bool = False  # a removal (or an unfinished creation) takes the anonymous volumes too
     log_path: str = ""
 
 
@@ -143,6 +145,7 @@ class Container:
     stop_requested: bool = False
     restart_timer: asyncio.Task[None] | None = None
     health_loop: asyncio.Task[None] | None = None
+    opening: set[asyncio.Event] = field(default_factory=set)  # log readers that have not opened the files yet
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # set while no exit is being handled
 
     @property

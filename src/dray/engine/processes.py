@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ from dray.api.models import ExecConfig
 from dray.engine import rootfs
 from dray.engine.layout import Layout
 from dray.engine.model import Container
-from dray.engine.spec import ALL_CAPABILITIES, capability_sets, resolve_user
+from dray.engine.spec import capability_sets, resolve_user
 
 
-def exec_process(container: Container, ask: ExecConfig, layout: Layout) -> dict[str, Any]:
+def exec_process(
+    container: Container, ask: ExecConfig, layout: Layout, capabilities: Sequence[str]
+) -> dict[str, Any]:
     """Return the process object of an exec in a running container.
 
-    User and groups are looked up in the container's files as they are now. With `Privileged` all capabilities
-    are given, as dockerd does; otherwise the container's own bounding set.
+    User and groups are looked up in the container's files as they are now. With `Privileged` all `capabilities`
+    that the engine may hand out are given; otherwise the container's own bounding set.
     """
     config = container.record.config
     spec = json.loads(Path(layout.task(container.id), "config.json").read_bytes())
@@ -37,7 +40,7 @@ def exec_process(container: Container, ask: ExecConfig, layout: Layout) -> dict[
         group = rootfs.read_small_file(root, "/etc/group")
     user = resolve_user(passwd, group, ask.user or config.user, container.record.host_config.group_add)
     process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
-    names = ALL_CAPABILITIES if ask.privileged else init.get("capabilities", {}).get("bounding", [])
+    names = capabilities if ask.privileged else init.get("capabilities", {}).get("bounding", [])
     process["capabilities"] = capability_sets(names, user.uid)
     return process
 

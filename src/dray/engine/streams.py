@@ -7,6 +7,7 @@ socket (`shim.logserver`).
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 from dray.api.requests import AttachOptions, Connection, Detached, LogOptions
@@ -86,9 +87,15 @@ class Streams:
         driver = container.record.host_config.log_config.type
         if driver not in READABLE:
             raise Unsupported("configured logging driver does not support reading")
-        detached = await connection.chunked_response(tty=container.record.config.tty)
-        request = self._request(container, options, multiplexed=detached.multiplexed, chunked=detached.chunked)
-        await serve_logs(self._zygote, request, detached.fd)
+        opening = asyncio.Event()
+        container.opening.add(opening)  # a removal waits: the client may ask for one as soon as it sees the head
+        try:
+            detached = await connection.chunked_response(tty=container.record.config.tty)
+            request = self._request(container, options, multiplexed=detached.multiplexed, chunked=detached.chunked)
+            await serve_logs(self._zygote, request, detached.fd)
+        finally:
+            container.opening.discard(opening)
+            opening.set()
 
     def _request(
         self, container: Container, options: LogOptions, *, multiplexed: bool, chunked: bool

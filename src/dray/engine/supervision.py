@@ -171,7 +171,7 @@ class Supervisor:
             if state.running:
                 self._health.start(container)
             elif state.status == "removing":
-                await self._lifecycle.finish_removal(container, volumes=container.record.host_config.auto_remove)
+                await self._lifecycle.finish_removal(container)
             elif container.record.host_config.auto_remove and state.started_at != 0:
                 with contextlib.suppress(DrayError):
                     await self._lifecycle.remove(container)

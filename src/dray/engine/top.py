@@ -76,15 +76,22 @@ def _terminal(device: int) -> str:
     return "?" if device == 0 else f"tty{minor}"
 
 
+def _ps(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["ps", *words], capture_output=True, text=True, errors="replace", timeout=30, check=False
+    )
+
+
 def _by_ps(pids: set[int], ps_args: str) -> ContainerTopResponse:
     for match in re.finditer(r"\s+(\w*)\s*=\s*(PID[^\s]*)", f" {ps_args}"):
         if match[1].lower() != "pid":
             raise InvalidParameter(f'specifying "{match[1]}={match[2]}" is not allowed')
     if shutil.which("ps") is None:
         raise Unsupported("top: the host has no ps program (package procps) for other than the default arguments")
-    result = subprocess.run(
-        ["ps", *ps_args.split()], capture_output=True, text=True, errors="replace", timeout=30, check=False
-    )
+    words = ps_args.split()
+    result = _ps([*words, "-q", ",".join(map(str, sorted(pids)))])
+    if result.returncode != 0:  # these arguments do not go with a choice of pids: filter all processes
+        result = _ps(words)
     if result.returncode != 0:
         raise InvalidParameter(f"ps: {result.stderr.strip() or 'exit status ' + str(result.returncode)}")
     lines = result.stdout.splitlines()

@@ -106,7 +106,7 @@ def networks(record: ContainerRecord) -> dict[str, api.EndpointSettings]:
     mode = record.host_config.network_mode
     if not asked and mode and not mode.startswith("container:"):
         asked[mode] = api.EndpointSettings()
-    return {name: settings for name, settings in asked.items()}
+    return asked
 
 
 def ports(record: ContainerRecord) -> dict[str, list[api.PortBinding] | None]:

@@ -15,177 +15,34 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dray.linux.abi import *  # noqa: F403 - the kernel's names are this module's vocabulary
+from dray.linux.abi import (
+    AT_FDCWD,
+    CLONE_INTO_CGROUP,
+    CLONE_PARENT,
+    CLONE_PIDFD,
+    FSMOUNT_CLOEXEC,
+    FSOPEN_CLOEXEC,
+    KEYCTL_JOIN_SESSION_KEYRING,
+    OPEN_TREE_CLOEXEC,
+    PR_SET_NAME,
+    SIGCHLD,
+    number,
+)
+
 Path = str | bytes | os.PathLike[str]
-
-# --- constants (include/uapi/linux/*.h) -----------------------------------------------------------------------
-
-AT_FDCWD = -100
-AT_SYMLINK_NOFOLLOW = 0x100
-AT_RECURSIVE = 0x8000
-AT_EMPTY_PATH = 0x1000
-
-MS_RDONLY = 0x1
-MS_NOSUID = 0x2
-MS_NODEV = 0x4
-MS_NOEXEC = 0x8
-MS_SYNCHRONOUS = 0x10
-MS_REMOUNT = 0x20
-MS_MANDLOCK = 0x40
-MS_DIRSYNC = 0x80
-MS_NOSYMFOLLOW = 0x100
-MS_NOATIME = 0x400
-MS_NODIRATIME = 0x800
-MS_BIND = 0x1000
-MS_MOVE = 0x2000
-MS_REC = 0x4000
-MS_SILENT = 0x8000
-MS_UNBINDABLE = 0x20000
-MS_PRIVATE = 0x40000
-MS_SLAVE = 0x80000
-MS_SHARED = 0x100000
-MS_RELATIME = 0x200000
-MS_I_VERSION = 0x800000
-MS_STRICTATIME = 0x1000000
-MS_LAZYTIME = 0x2000000
-
-MNT_FORCE = 0x1
-MNT_DETACH = 0x2
-UMOUNT_NOFOLLOW = 0x8
-
-SIGCHLD = 17  # the signal module would bring enum: milliseconds of start-up
-CLONE_NEWTIME = 0x80
-CLONE_VFORK = 0x4000
-CLONE_PARENT = 0x8000
-CLONE_NEWNS = 0x20000
-CLONE_PIDFD = 0x1000
-CLONE_NEWCGROUP = 0x2000000
-CLONE_NEWUTS = 0x4000000
-CLONE_NEWIPC = 0x8000000
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-CLONE_INTO_CGROUP = 0x200000000
-
-RESOLVE_NO_XDEV = 0x01
-RESOLVE_NO_MAGICLINKS = 0x02
-RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_BENEATH = 0x08
-RESOLVE_IN_ROOT = 0x10
-
-OPEN_TREE_CLONE = 0x1
-OPEN_TREE_CLOEXEC = 0o2000000
-MOVE_MOUNT_F_EMPTY_PATH = 0x4
-MOVE_MOUNT_T_EMPTY_PATH = 0x40
-FSOPEN_CLOEXEC = 0x1
-FSMOUNT_CLOEXEC = 0x1
-FSCONFIG_SET_FLAG = 0
-FSCONFIG_SET_STRING = 1
-FSCONFIG_SET_FD = 5
-FSCONFIG_CMD_CREATE = 6
-MOUNT_ATTR_RDONLY = 0x1
-MOUNT_ATTR_NOSUID = 0x2
-MOUNT_ATTR_NODEV = 0x4
-MOUNT_ATTR_NOEXEC = 0x8
-MOUNT_ATTR__ATIME = 0x70
-MOUNT_ATTR_NOATIME = 0x10
-MOUNT_ATTR_STRICTATIME = 0x20
-MOUNT_ATTR_NODIRATIME = 0x80
-MOUNT_ATTR_IDMAP = 0x100000
-MOUNT_ATTR_NOSYMFOLLOW = 0x200000
-
-CLOSE_RANGE_CLOEXEC = 0x4
-
-IN_MODIFY = 0x2
-IN_MOVED_TO = 0x80
-IN_CREATE = 0x100
-
-PR_SET_PDEATHSIG = 1
-PR_GET_DUMPABLE = 3
-PR_SET_DUMPABLE = 4
-PR_SET_KEEPCAPS = 8
-PR_SET_NAME = 15
-PR_CAPBSET_READ = 23
-PR_CAPBSET_DROP = 24
-PR_SET_CHILD_SUBREAPER = 36
-PR_SET_NO_NEW_PRIVS = 38
-PR_GET_NO_NEW_PRIVS = 39
-PR_CAP_AMBIENT = 47
-PR_CAP_AMBIENT_RAISE = 2
-PR_CAP_AMBIENT_CLEAR_ALL = 4
-
-KEYCTL_JOIN_SESSION_KEYRING = 1
-KEYCTL_SETPERM = 5
-KEYCTL_DESCRIBE = 6
-
-# Filesystem magics (linux/magic.h) as `statfs` reports them.
-PROC_SUPER_MAGIC = 0x9FA0
-SYSFS_MAGIC = 0x62656572
-TMPFS_MAGIC = 0x01021994
-OVERLAYFS_SUPER_MAGIC = 0x794C7630
-CGROUP_SUPER_MAGIC = 0x27E0EB
-CGROUP2_SUPER_MAGIC = 0x63677270
-BTRFS_SUPER_MAGIC = 0x9123683E
-NSFS_MAGIC = 0x6E736673
-
-# --- syscall numbers ------------------------------------------------------------------------------------------
-
-# Numbers from 424 on are the same everywhere; older ones are (x86_64, the generic table of arm64 and riscv64).
-_OLD = {
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "prctl": (157, 167),
-    "capget": (125, 90),
-    "capset": (126, 91),
-    "keyctl": (250, 219),
-    "sethostname": (170, 161),
-    "setdomainname": (171, 162),
-    "seccomp": (317, 277),
-    "statfs": (137, 43),
-    "fstatfs": (138, 44),
-    "bpf": (321, 280),
-    "execveat": (322, 281),
-    "personality": (135, 92),
-    "ioprio_set": (251, 30),
-    "sched_setattr": (314, 274),
-    "syncfs": (306, 267),
-    "renameat2": (316, 276),
-    "inotify_init1": (294, 26),
-    "inotify_add_watch": (254, 27),
-}
-_NEW = {
-    "pidfd_send_signal": 424,
-    "open_tree": 428,
-    "move_mount": 429,
-    "fsopen": 430,
-    "fsconfig": 431,
-    "fsmount": 432,
-    "pidfd_open": 434,
-    "clone3": 435,
-    "close_range": 436,
-    "openat2": 437,
-    "pidfd_getfd": 438,
-    "mount_setattr": 442,
-}
-_COLUMN = 0 if os.uname().machine == "x86_64" else 1
-
-
-def number(syscall: str) -> int:
-    """Return the number of `syscall` on this machine (KeyError for one that this module does not use)."""
-    return _NEW.get(syscall) or _OLD[syscall][_COLUMN]
-
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _python = ctypes.PyDLL(None, use_errno=True)  # calls that must not give up the interpreter lock
 
 _int, _uint, _long, _ulong = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_ulong
+_PAGE = os.sysconf("SC_PAGESIZE")
 _str, _pointer = ctypes.c_char_p, ctypes.c_void_p
 
 
@@ -194,8 +51,7 @@ def _prototype(syscall: str, *argtypes: type, library: ctypes.CDLL = _libc) -> C
     function = library["syscall"]  # indexing, unlike an attribute, makes a new function object each time
     function.argtypes = (_long, *argtypes)
     function.restype = _long
-    nr = number(syscall)
-    return lambda *args: int(function(nr, *args))
+    return functools.partial(function, number(syscall))
 
 
 _mount = _prototype("mount", _str, _str, _str, _ulong, _str)
@@ -250,6 +106,11 @@ def oserror(syscall: str, path: Path | None = None, code: int | None = None) -> 
     return OSError(code, reason) if path is None else OSError(code, reason, os.fsdecode(path))
 
 
+def _encode(path: Path) -> bytes:
+    """os.fsencode, without its price where the path is text (the file system encoding of Linux is UTF-8)."""
+    return path.encode("utf-8", "surrogateescape") if type(path) is str else os.fsencode(path)
+
+
 def _checked(result: int, syscall: str, path: Path | None = None) -> int:
     if result < 0:
         raise oserror(syscall, path)
@@ -261,33 +122,33 @@ def _checked(result: int, syscall: str, path: Path | None = None) -> int:
 
 def mount(source: Path, target: Path, fstype: str = "", flags: int = 0, data: str | bytes = b"") -> None:
     """mount(2). `data` is the file system's own options, at most a page less one byte."""
-    text = os.fsencode(data)
-    if len(text) >= os.sysconf("SC_PAGESIZE"):
+    text = _encode(data)
+    if len(text) >= _PAGE:
         raise OSError(errno.E2BIG, "mount: options are longer than a page", os.fsdecode(target))
     result = _mount(
-        os.fsencode(source), os.fsencode(target), os.fsencode(fstype) or None, flags, text or None
+        _encode(source), _encode(target), _encode(fstype) or None, flags, text or None
     )  # fmt: skip
     _checked(result, "mount", target)
 
 
 def umount2(target: Path, flags: int = 0) -> None:
     """umount2(2)."""
-    _checked(_umount2(os.fsencode(target), flags), "umount2", target)
+    _checked(_umount2(_encode(target), flags), "umount2", target)
 
 
 def pivot_root(new_root: Path, put_old: Path) -> None:
     """pivot_root(2)."""
-    _checked(_pivot_root(os.fsencode(new_root), os.fsencode(put_old)), "pivot_root", new_root)
+    _checked(_pivot_root(_encode(new_root), _encode(put_old)), "pivot_root", new_root)
 
 
 def open_tree(dirfd: int, path: Path, flags: int) -> int:
     """open_tree(2): a descriptor of a mount, or with OPEN_TREE_CLONE of a detached copy of it."""
-    return _checked(_open_tree(dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), "open_tree", path)
+    return _checked(_open_tree(dirfd, _encode(path), flags | OPEN_TREE_CLOEXEC), "open_tree", path)
 
 
 def move_mount(from_fd: int, from_path: Path, to_fd: int, to_path: Path, flags: int) -> None:
     """move_mount(2): attach a detached mount, or move an attached one."""
-    result = _move_mount(from_fd, os.fsencode(from_path), to_fd, os.fsencode(to_path), flags)
+    result = _move_mount(from_fd, _encode(from_path), to_fd, _encode(to_path), flags)
     _checked(result, "move_mount", to_path)
 
 
@@ -298,7 +159,7 @@ def fsopen(fstype: str) -> int:
 
 def fsconfig(fd: int, command: int, key: str | None = None, value: Path | None = None, aux: int = 0) -> None:
     """fsconfig(2). The kernel's own explanation, read from the context, ends the message of the error."""
-    encoded = None if value is None else os.fsencode(value)
+    encoded = None if value is None else _encode(value)
     if _fsconfig(fd, command, None if key is None else key.encode(), encoded, aux) < 0:
         error = oserror("fsconfig" if key is None else f"fsconfig {key}", value)
         try:
@@ -325,7 +186,7 @@ def mount_setattr(
 ) -> None:
     """mount_setattr(2): change attributes of a mount (with AT_RECURSIVE: of the tree)."""
     attributes = struct.pack("=QQQQ", attr_set, attr_clear, propagation, userns_fd)
-    result = _mount_setattr(dirfd, os.fsencode(path), flags, attributes, len(attributes))
+    result = _mount_setattr(dirfd, _encode(path), flags, attributes, len(attributes))
     _checked(result, "mount_setattr", path)
 
 
@@ -350,7 +211,7 @@ def statfs(path: Path | int) -> StatFs:
     if isinstance(path, int):
         _checked(_fstatfs(path, buffer), "fstatfs")
     else:
-        _checked(_statfs(os.fsencode(path), buffer), "statfs", path)
+        _checked(_statfs(_encode(path), buffer), "statfs", path)
     fields = struct.unpack_from("=qqQQQQQ8xqqq", buffer)
     return StatFs(*fields)
 
@@ -361,7 +222,7 @@ def statfs(path: Path | int) -> StatFs:
 def openat2(dirfd: int, path: Path, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
     """openat2(2), close-on-exec. Retries when the kernel saw a rename during a scoped resolution (EAGAIN)."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    encoded = os.fsencode(path)
+    encoded = _encode(path)
     for _ in range(128):
         fd = _openat2(dirfd, encoded, how, len(how))
         if fd >= 0 or ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):
@@ -374,6 +235,12 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
     _checked(_close_range(first, last, flags), "close_range")
 
 
+def malloc_trim() -> None:
+    """malloc_trim(3): give memory that was freed back to the kernel; nothing where the C library lacks it."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2)."""
     _checked(_syncfs(fd), "syncfs")
@@ -383,7 +250,7 @@ def renameat2(
     source: Path, target: Path, flags: int, *, source_fd: int = AT_FDCWD, target_fd: int = AT_FDCWD
 ) -> None:
     """renameat2(2); flags 1 no replace, 2 exchange."""
-    result = _renameat2(source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags)
+    result = _renameat2(source_fd, _encode(source), target_fd, _encode(target), flags)
     _checked(result, "renameat2", target)
 
 
@@ -394,7 +261,7 @@ def inotify_init1(flags: int) -> int:
 
 def inotify_add_watch(fd: int, path: Path, mask: int) -> int:
     """inotify_add_watch(2)."""
-    return _checked(_inotify_add_watch(fd, os.fsencode(path), mask), "inotify_add_watch", path)
+    return _checked(_inotify_add_watch(fd, _encode(path), mask), "inotify_add_watch", path)
 
 
 # --- namespaces and processes ---------------------------------------------------------------------------------
@@ -492,7 +359,7 @@ def execveat(dirfd: int, path: Path, argv: list[bytes], envp: list[bytes], flags
     """execveat(2); returns only by raising."""
     arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
     environment = (ctypes.c_char_p * (len(envp) + 1))(*envp, None)
-    _checked(_execveat(dirfd, os.fsencode(path), arguments, environment, flags), "execveat", path)
+    _checked(_execveat(dirfd, _encode(path), arguments, environment, flags), "execveat", path)
 
 
 # --- privileges -----------------------------------------------------------------------------------------------

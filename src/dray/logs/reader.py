@@ -49,16 +49,19 @@ def read(
     *,
     follow: str | None = None,
     waiter: Waiter = wait,
+    opened: Callable[[], object] = bool,
 ) -> Generator[list[Batch], None, None]:
     """Yield the selected records, oldest first, some at a time.
 
     follow: the container's state directory: go on until its exit.json is there (None: read what there is)
+    opened: called once the files are open: from here on their removal takes nothing away
     waiter: waits for a descriptor to become readable and returns whether to go on (a client may be gone)
     """
     watch = _Watch(path, follow) if follow is not None else None
     files: list[int] = []
     try:
         files = _open_files(path) if watch is None else watch.open_files()
+        opened()
         chosen = _Chosen(selection)
         offset, skip, first = 0, 0, 0
         if selection.tail is not None:

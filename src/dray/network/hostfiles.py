@@ -75,7 +75,8 @@ def hosts(
                 "unable to derive the IP value for host-gateway: set host-gateway-ip of the daemon"
             )
     lines += [(address, " ".join(dict.fromkeys(names))) for address, names in links]
-    names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    short = hostname.partition(".")[0]
+    names = f"{hostname}.{domainname} {hostname}" if domainname else " ".join(dict.fromkeys((hostname, short)))
     own = [address for endpoint in endpoints for address in (endpoint.ipv4, endpoint.ipv6) if address]
     if host_mode:
         own = ["127.0.1.1"]  # hosts(5) on Debian: the name of a host without a fixed address

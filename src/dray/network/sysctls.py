@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from dray.base import files
+
 
 def path(name: str) -> str:
     """Return the file of a setting. An interface's name may hold a dot, written as a slash (sysctl(8))."""
@@ -16,23 +18,22 @@ def path(name: str) -> str:
 def read(name: str) -> str | None:
     """Return a setting's value, or None where the kernel does not have it."""
     try:
-        with open(path(name), encoding="ascii") as file:
-            return file.read().strip()
+        fd = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    with files.owned_fd(fd):
+        return os.read(fd, 4096).decode("ascii").strip()
 
 
 def write(name: str, value: str) -> bool:
     """Set a value unless it is so already; return whether it changed. OSError where it cannot be written."""
     if read(name) == value:
         return False
-    fd = os.open(path(name), os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode())
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), path(name)) from None
-    finally:
-        os.close(fd)
+    with files.owned_fd(os.open(path(name), os.O_WRONLY | os.O_CLOEXEC)) as fd:
+        try:
+            os.write(fd, value.encode())
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), path(name)) from None
     return True
 
 

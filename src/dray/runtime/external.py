@@ -72,6 +72,7 @@ class ExternalRuntime:
                 self._mount_root(root, request)
                 undo.callback(_unmount, root)
             config = external_spec(request.spec, root, request.namespace_fds)
+            config["process"] = _sized(config.get("process") or {}, request.console_size)
             (directory / "config.json").write_text(json.dumps(config))
             terminal = bool((request.spec.get("process") or {}).get("terminal"))
             started = self._launch(
@@ -99,7 +100,7 @@ class ExternalRuntime:
         terminal = bool(request.process.get("terminal"))
         process = os.memfd_create("process.json", os.MFD_CLOEXEC)
         try:
-            os.write(process, json.dumps(request.process).encode())
+            os.write(process, json.dumps(_sized(request.process, request.console_size)).encode())
             arguments = ["exec", "--detach", "--process", f"/proc/{os.getpid()}/fd/{process}"]
             started = self._launch(
                 known.directory, arguments, request.id, request.stdio, "exec.pid", terminal=terminal
@@ -245,6 +246,11 @@ class ExternalRuntime:
         if "does not exist" in message:
             raise NotFound(message)
         raise Internal(message)
+
+
+def _sized(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """Return the process with its terminal's size, for programs that look at it (others get it afterwards)."""
+    return process if size is None else {**process, "consoleSize": {"height": size[0], "width": size[1]}}
 
 
 def _no_stage() -> Stage:

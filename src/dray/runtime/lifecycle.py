@@ -240,7 +240,10 @@ class _Creation:
             spec=spec,
             namespaces=sorted(spaces.own),
         )
-        channel = self.channel if self.directory is None else None
+        channel: Channel | None = self.channel
+        if self.directory is not None:
+            self.channel.close()  # init listens on its socket now
+            channel = None
         container = Container(saved, self.pidfd, cgroup, channel, self.directory)
         container.save()
         return container, console

@@ -153,8 +153,11 @@ def set_limits(pid: int, program: Program) -> None:
 
 
 def _inherited_oom_score_adj() -> int:
-    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-        return int(file.read())
+    fd = os.open("/proc/self/oom_score_adj", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 16))
+    finally:
+        os.close(fd)
 
 
 def label(program: Program) -> None:

@@ -13,8 +13,6 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
-from aiohttp import web
-
 from dray import __version__
 from dray.api import versions
 from dray.base.errors import DrayError
@@ -22,6 +20,7 @@ from dray.server import access, replies
 from dray.server.backends import Backends
 from dray.server.call import Call
 from dray.server.hijack import EngineConnection
+from dray.server.httpserver import BaseRequest, Response, Server, StreamResponse
 from dray.server.router import Router
 from dray.server.routes import TABLES
 
@@ -33,7 +32,7 @@ READ_BUFFER = 256 << 10
 _VERSIONED = re.compile(r"/v([0-9]+\.[0-9.]+)(/.*)", re.DOTALL)
 
 
-class Api(web.Server):
+class Api(Server):
     """The protocol factory of all listeners of one kind of trust.
 
     `browsers_reach` asks for the checks of `access.check_browser`: set it for TCP, with `check_host` unless the
@@ -77,7 +76,7 @@ class Api(web.Server):
             "Server": SERVER,
         }
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: BaseRequest) -> StreamResponse:
         raw_path, _, query = request.raw_path.partition("?")
         path = unquote(raw_path)
         match = _VERSIONED.fullmatch(path)
@@ -103,22 +102,22 @@ class Api(web.Server):
         except Exception as failure:
             if request.transport is None or request.transport.is_closing():
                 log.debug("%s %s: the client has gone: %s", request.method, request.raw_path[:200], failure)
-                return web.Response()  # cannot be sent, which ends the connection
+                return Response()  # cannot be sent, which ends the connection
             if call is not None and call.responding:
                 log.error("%s %s: cut: %s", request.method, request.raw_path[:200], failure)
                 request.transport.abort()
-                return web.Response()
+                return Response()
             return self._failed(request, failure, common or {"Server": SERVER}, plain=plain)
 
     @staticmethod
-    def _finished(response: web.StreamResponse, headers: dict[str, str]) -> web.StreamResponse:
+    def _finished(response: StreamResponse, headers: dict[str, str]) -> StreamResponse:
         if not response.prepared:
             response.headers.update(headers)
         return response
 
     def _failed(
-        self, request: web.BaseRequest, failure: Exception, common: dict[str, str], *, plain: bool
-    ) -> web.StreamResponse:
+        self, request: BaseRequest, failure: Exception, common: dict[str, str], *, plain: bool
+    ) -> StreamResponse:
         status = failure.status if isinstance(failure, DrayError) else 500
         if status >= 500:
             trace = None if isinstance(failure, DrayError) else failure

@@ -14,12 +14,12 @@ from typing import TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
-from aiohttp import hdrs, web
 
 from dray.api import decoding, filters, models
 from dray.api.versions import Version
 from dray.base.errors import InvalidParameter
 from dray.server.hijack import ClientConnection, EngineConnection, Kind
+from dray.server.httpserver import BaseRequest, hdrs
 from dray.server.uploads import RequestBody
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -36,7 +36,7 @@ class Call:
 
     def __init__(
         self,
-        request: web.BaseRequest,
+        request: BaseRequest,
         version: Version,
         params: dict[str, str],
         query_string: str,

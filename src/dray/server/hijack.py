@@ -26,12 +26,10 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from aiohttp import StreamReader, web
-from aiohttp.web_protocol import RequestHandler
-
 from dray.api.requests import MULTIPLEXED_STREAM, RAW_STREAM, Detached
 from dray.api.versions import Version
 from dray.base.errors import InvalidParameter
+from dray.server.httpserver import BaseRequest, RequestHandler, StreamReader, StreamResponse
 
 Kind = Literal["attach", "websocket", "exec", "logs"]
 
@@ -137,10 +135,10 @@ class EngineConnection(RequestHandler):
 
     async def _handle_request(
         self,
-        request: web.BaseRequest,
+        request: BaseRequest,
         start_time: float | None,
-        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    ) -> tuple[web.StreamResponse, bool]:
+        request_handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+    ) -> tuple[StreamResponse, bool]:
         try:
             return await super()._handle_request(request, start_time, request_handler)
         finally:
@@ -207,7 +205,7 @@ class ClientConnection:
     def __init__(
         self,
         protocol: EngineConnection,
-        request: web.BaseRequest,
+        request: BaseRequest,
         version: Version,
         kind: Kind,
         common_headers: dict[str, str],

@@ -12,26 +12,26 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from dray.api import models
 from dray.api.requests import Download, ProgressStream
 from dray.base.errors import DrayError
 from dray.server.call import Call
+from dray.server.httpserver import Response, StreamResponse
 
 JSON = "application/json"
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
 
 
-def json(value: Any, status: int = 200) -> web.Response:
+def json(value: Any, status: int = 200) -> Response:
     """Answer with a JSON document."""
-    return web.Response(body=encode(value) + b"\n", status=status, headers={"Content-Type": JSON})
+    return Response(body=encode(value) + b"\n", status=status, headers={"Content-Type": JSON})
 
 
-def empty(status: int = 200) -> web.Response:
+def empty(status: int = 200) -> Response:
     """Answer without a body."""
-    return web.Response(status=status)
+    return Response(status=status)
 
 
 def error_message(error: Exception) -> str:
@@ -44,25 +44,25 @@ def error_message(error: Exception) -> str:
     return f"internal error: {type(error).__name__}: {error}"
 
 
-def error(status: int, message: str, *, plain: bool = False) -> web.Response:
+def error(status: int, message: str, *, plain: bool = False) -> Response:
     """Answer with an error; 304 has no body, clients older than JSON errors get plain text."""
     if status == 304:
         return empty(304)
     if plain:
-        return web.Response(text=message + "\n", status=status)
+        return Response(text=message + "\n", status=status)
     return json(models.ErrorResponse(message=message), status)
 
 
-def stream(call: Call, content_type: str, **headers: str) -> web.StreamResponse:
+def stream(call: Call, content_type: str, **headers: str) -> StreamResponse:
     """Begin a chunked response."""
     call.responding = True
-    response = web.StreamResponse(headers={**call.common_headers, "Content-Type": content_type, **headers})
+    response = StreamResponse(headers={**call.common_headers, "Content-Type": content_type, **headers})
     if call.request.version >= (1, 1):
         response.enable_chunked_encoding()
     return response
 
 
-async def progress(call: Call, messages: ProgressStream) -> web.StreamResponse:
+async def progress(call: Call, messages: ProgressStream) -> StreamResponse:
     """Stream progress; what fails before the first message is a normal error."""
     call.cancel_when_client_goes()
     iterator = aiter(messages)
@@ -95,7 +95,7 @@ def progress_error(failure: Exception) -> bytes:
     return encode({"errorDetail": detail, "error": message}) + b"\r\n"
 
 
-async def download(call: Call, content: Download, content_type: str, **headers: str) -> web.StreamResponse:
+async def download(call: Call, content: Download, content_type: str, **headers: str) -> StreamResponse:
     """Stream bytes. A failure after the first byte can only cut the connection, so that no client takes it for whole."""
     call.cancel_when_client_goes()
     try:
@@ -122,7 +122,7 @@ async def download(call: Call, content: Download, content_type: str, **headers: 
 
 async def lines(
     call: Call, records: AsyncIterator[Any], *, content_type: str, prefix: bytes = b""
-) -> web.StreamResponse:
+) -> StreamResponse:
     """Stream JSON records, one a line; the head is flushed before the first."""
     call.cancel_when_client_goes()
     try:
@@ -136,12 +136,12 @@ async def lines(
         await close(records)
 
 
-def taken() -> web.StreamResponse:
+def taken() -> StreamResponse:
     """Return what stands for the response when the engine has answered on the client's own socket.
 
     An engine that answered without taking the socket had nothing to say: an empty 200.
     """
-    return web.Response()
+    return Response()
 
 
 async def close(iterator: AsyncIterator[Any]) -> None:

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from aiohttp import web
-
 from dray.api.versions import MINIMUM, Version
 from dray.server.backends import Backends
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 
-Handler = Callable[[Backends, Call], Awaitable[web.StreamResponse]]
+Handler = Callable[[Backends, Call], Awaitable[StreamResponse]]
 H = TypeVar("H", bound=Handler)
 
 

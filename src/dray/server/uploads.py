@@ -8,7 +8,7 @@ import fcntl
 import os
 from collections.abc import AsyncIterator
 
-from aiohttp import StreamReader
+from dray.server.httpserver import StreamReader
 
 _PIPE_SIZE = 1 << 20
 

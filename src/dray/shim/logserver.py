@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -24,15 +25,16 @@ _GONE = select.POLLHUP | select.POLLERR | select.POLLRDHUP
 
 
 def serve(arguments: dict[str, Any], fds: list[int]) -> None:
-    """Serve one LogRequest on the socket `fds[0]`."""
+    """Serve one LogRequest on the socket `fds[0]`; `fds[1]` is closed once the log's files are open."""
     request = msgspec.convert(arguments, LogRequest)
-    [fd] = fds
+    fd, starting = fds
+    closing = [starting]
     libc.set_process_name("dray-logs")
     os.set_blocking(fd, True)
     out = _Body(fd, chunked=request.chunked)
     try:
         try:
-            _copy(request, out, fd)
+            _copy(request, out, fd, opened=lambda: os.close(closing.pop()))
         except (OSError, ValueError) as error:
             if isinstance(error, BrokenPipeError | ConnectionResetError):
                 return
@@ -44,7 +46,7 @@ def serve(arguments: dict[str, Any], fds: list[int]) -> None:
         os.close(fd)
 
 
-def _copy(request: LogRequest, out: _Body, client: int) -> None:
+def _copy(request: LogRequest, out: _Body, client: int, *, opened: Callable[[], object]) -> None:
     selection = Selection(
         tail=request.tail,
         since=request.since,
@@ -62,7 +64,8 @@ def _copy(request: LogRequest, out: _Body, client: int) -> None:
         return not any(ready == client and events & _GONE for ready, events in poll.poll())
 
     source = registry.format_of(request.driver)
-    with contextlib.closing(reader.read(source, request.path, selection, follow=follow, waiter=wait)) as batches:
+    batches = reader.read(source, request.path, selection, follow=follow, waiter=wait, opened=opened)
+    with contextlib.closing(batches):
         for some in batches:
             for batch in some:
                 out.write(renderer.render(batch))

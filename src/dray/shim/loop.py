@@ -39,7 +39,10 @@ class Timer:
 class Loop:
     """Watches descriptors; does not own them (remove one before closing it)."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[], None] | None = None) -> None:
+        """`failed` is called where an exception leaves a handler, which then loses its descriptor; without it the
+        exception leaves `run`."""
+        self._failed = failed
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._handlers: dict[int, tuple[int, Handler]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
@@ -71,7 +74,11 @@ class Loop:
         return timer
 
     def watch_children(self, handler: Callable[[], None]) -> None:
-        """Call `handler` after children have changed state (SIGCHLD; one call may stand for many)."""
+        """Call `handler` after children have changed state (one call may stand for many).
+
+        SIGCHLD must have a Python handler already (see shim.zygote): to install one costs a fresh process the
+        pages of the signal module.
+        """
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
         def ready(_events: int) -> None:
@@ -80,7 +87,6 @@ class Loop:
             handler()
 
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         self.watch(reader, IN, ready)
 
     def run(self) -> None:
@@ -93,11 +99,22 @@ class Loop:
         for fd, events in self._epoll.poll(self._patience()):
             known = self._handlers.get(fd)  # an earlier handler of this turn may have removed it
             if known is not None:
-                known[1](events)
+                try:
+                    known[1](events)
+                except Exception:
+                    if self._failed is None:
+                        raise
+                    self.forget(fd)  # or it would fail again and again
+                    self._failed()
         while self._timers and self._timers[0][0] <= time.monotonic():
             callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
-                callback()
+                try:
+                    callback()
+                except Exception:
+                    if self._failed is None:
+                        raise
+                    self._failed()
 
     def _patience(self) -> float:
         while self._timers and self._timers[0][2].callback is None:

@@ -8,7 +8,8 @@ On disk, `run_dir` (volatile: /run/dray/tasks/<id>, gone after a reboot):
     config.json   the OCI spec (the bundle)
     task.json     the TaskCreate message: what a restarted daemon needs to know
     shim.sock     the shim's listening socket, 0600, for a daemon that comes back
-    shim.pid      the shim's pid and start time
+    shim.pid      the shim's pid
+    shim.log      tracebacks of the shim, if there ever were any
 
 and `state_dir` (durable: <data-root>/containers/<id>):
 

@@ -349,14 +349,32 @@ async def serve_logs(zygote: Zygote, request: LogRequest, fd: int, *, wait: bool
     """Let a process of its own write a container's log to the client's socket; `fd` is closed in every case.
 
     It goes on without the daemon, ends when the client does, and closes the socket at the end without shutting it
-    down. With `wait`, this returns when everything is written. Unsupported if the driver cannot be read.
+    down. This returns when the log's files are open, so that their removal no longer matters; with `wait`, when
+    everything is written. Unsupported if the driver cannot be read.
     """
+    ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        log_drivers.format_of(request.driver)
-        arguments = msgspec.to_builtins(request)
-        if wait:
-            await zygote.call("dray.shim.logserver:serve", arguments, [fd])
-        else:
-            zygote.begin("dray.shim.logserver:serve", arguments, [fd])
+        try:
+            log_drivers.format_of(request.driver)
+            arguments = msgspec.to_builtins(request)
+            if wait:
+                await zygote.call("dray.shim.logserver:serve", arguments, [fd, theirs])
+                return
+            zygote.begin("dray.shim.logserver:serve", arguments, [fd, theirs])
+        finally:
+            os.close(fd)
+            os.close(theirs)
+        await _end_of(ours)
     finally:
-        os.close(fd)
+        os.close(ours)
+
+
+async def _end_of(pipe: int) -> None:
+    """Wait until all writers of a pipe that nobody writes to have closed it."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    loop.add_reader(pipe, over.set)
+    try:
+        await over.wait()
+    finally:
+        loop.remove_reader(pipe)

@@ -12,7 +12,7 @@ A request is one message whose first descriptor is the channel of its answer:
     {"do": "call", "function": "m:f", "arguments": …}  f(arguments, fds) of dray's module m, in a forked child,
                                                        answered with its result; the child ends with the call
 
-Children are never waited for: SIGCHLD is ignored, the kernel reaps. Each of them restores it first.
+Children are reaped by the handler of SIGCHLD, which they inherit and in which it does nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from dray.base.errors import DrayError, InvalidParameter
@@ -50,10 +51,11 @@ def main(runtimes: str) -> None:
     os.set_inheritable(SOCKET_FD, False)
     with contextlib.suppress(OSError):
         os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, partial(_reap, os.getpid()))
     libc.set_process_name("dray-zygote")
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     os.chdir("/")
+    _leave_standard_streams()
     os.umask(0o022)
     factory = load(runtimes)
     for module in _PRELOAD:
@@ -64,6 +66,21 @@ def main(runtimes: str) -> None:
     gc.collect()
     gc.freeze()
     _Zygote(rpc.Channel(connection), factory).run()
+
+
+def _reap(zygote: int, _number: int, _frame: object) -> None:
+    if os.getpid() == zygote:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def _leave_standard_streams() -> None:
+    """Keep the daemon's stderr only: who reads its output must not wait for containers to end."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1):
+        os.dup2(null, number)
+    os.close(null)
 
 
 def load(function: str) -> Any:
@@ -133,7 +150,6 @@ class _Zygote:
             return
         code = 1
         try:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._channel.close()
             for pair in self._pool:
                 for fd in pair:

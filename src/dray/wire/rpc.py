@@ -33,6 +33,11 @@ MAX_MESSAGE = 64 << 20
 
 _FD_SIZE = array.array("i").itemsize
 _CREDENTIALS = struct.Struct("3i")
+# Plain numbers: an IntFlag's operators run Python code of the enum module, in every freshly forked process.
+_TRUNCATED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
+_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
+_SPACE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE)
 _encode = msgspec.json.encode
 
 
@@ -130,14 +135,12 @@ class Channel:
         if len(fds) > MAX_DESCRIPTORS:
             raise InvalidParameter(f"at most {MAX_DESCRIPTORS} descriptors fit beside a message, not {len(fds)}")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self.socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        self.socket.sendmsg([data], rights, _NO_SIGNAL)
 
     def receive(self) -> Received | None:
         """Return the next message; None when the peer is gone."""
         try:
-            data, ancillary, flags, _ = self.socket.recvmsg(
-                INLINE_LIMIT + 1, socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, flags, _ = self.socket.recvmsg(INLINE_LIMIT + 1, _SPACE, _CLOSE_ON_EXEC)
         except ConnectionResetError:
             return None
         fds: list[int] = []
@@ -151,7 +154,7 @@ class Channel:
             message.close()
             return None
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & _TRUNCATED:
                 raise Internal("a message between our processes arrived truncated")
             if data[:1] == b"M":
                 [body] = message.take(1)

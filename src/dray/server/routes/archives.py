@@ -7,13 +7,13 @@ import zlib
 from collections.abc import AsyncIterator
 
 import msgspec
-from aiohttp import web
 
 from dray.api.requests import Download, PathStat
 from dray.base.errors import InvalidParameter, Unsupported
 from dray.server import replies
 from dray.server.backends import Archives, Backends
 from dray.server.call import Call
+from dray.server.httpserver import Response, StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 
@@ -38,21 +38,21 @@ def _stat_header(stat: PathStat) -> dict[str, str]:
 
 
 @routes.get("/containers/{id}/export")
-async def export(backends: Backends, call: Call) -> web.StreamResponse:
+async def export(backends: Backends, call: Call) -> StreamResponse:
     """Send the root filesystem as a tar stream."""
     content = await _part(backends).export(call.params["id"])
     return await replies.download(call, content, "application/octet-stream")
 
 
 @routes.head("/containers/{id}/archive")
-async def stat(backends: Backends, call: Call) -> web.StreamResponse:
+async def stat(backends: Backends, call: Call) -> StreamResponse:
     """Describe a path."""
     found = await _part(backends).stat(call.params["id"], _path(call))
-    return web.Response(headers={**_stat_header(found), "Content-Length": "0"})
+    return Response(headers={**_stat_header(found), "Content-Length": "0"})
 
 
 @routes.get("/containers/{id}/archive")
-async def read(backends: Backends, call: Call) -> web.StreamResponse:
+async def read(backends: Backends, call: Call) -> StreamResponse:
     """Send a path as a tar stream, compressed if the client asks for it."""
     found, content = await _part(backends).read(call.params["id"], _path(call))
     headers = _stat_header(found)
@@ -77,7 +77,7 @@ async def _compressed(content: Download, window: int) -> AsyncIterator[bytes]:
 
 
 @routes.put("/containers/{id}/archive")
-async def write(backends: Backends, call: Call) -> web.StreamResponse:
+async def write(backends: Backends, call: Call) -> StreamResponse:
     """Unpack a tar stream into a directory."""
     call.cancel_when_client_goes()
     await _part(backends).write(
@@ -93,6 +93,6 @@ async def write(backends: Backends, call: Call) -> web.StreamResponse:
 @routes.get("/containers/{id}/checkpoints")
 @routes.post("/containers/{id}/checkpoints")
 @routes.delete("/containers/{id}/checkpoints/{checkpoint}")
-async def checkpoints(backends: Backends, call: Call) -> web.StreamResponse:
+async def checkpoints(backends: Backends, call: Call) -> StreamResponse:
     """Refuse checkpoints."""
     raise Unsupported("checkpoints are not supported: this engine does not drive CRIU")

@@ -7,7 +7,6 @@ import binascii
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from dray.api import decoding, filters
 from dray.api.requests import BuildOptions, BuildPruneOptions
@@ -15,6 +14,7 @@ from dray.base.errors import InvalidParameter, Unsupported
 from dray.server import replies
 from dray.server.backends import Backends, Builds
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 
@@ -83,7 +83,7 @@ def _options(call: Call) -> BuildOptions:
 
 
 @routes.post("/build")
-async def build(backends: Backends, call: Call) -> web.StreamResponse:
+async def build(backends: Backends, call: Call) -> StreamResponse:
     """Build an image from a Dockerfile, the classic way."""
     version = call.text("version", "1") or "1"
     if version not in {"1", "2"}:
@@ -96,7 +96,7 @@ async def build(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/build/cancel")
-async def cancel(backends: Backends, call: Call) -> web.StreamResponse:
+async def cancel(backends: Backends, call: Call) -> StreamResponse:
     """Cancel a build."""
     if not call.text("id"):
         raise InvalidParameter("build ID not provided")
@@ -105,7 +105,7 @@ async def cancel(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/build/prune", since=(1, 31))
-async def prune(backends: Backends, call: Call) -> web.StreamResponse:
+async def prune(backends: Backends, call: Call) -> StreamResponse:
     """Remove build cache. `keep-storage` is the older name of `reserved-space`."""
     reserved = call.integer("reserved-space") if call.version >= (1, 48) else 0
     options = BuildPruneOptions(
@@ -119,7 +119,7 @@ async def prune(backends: Backends, call: Call) -> web.StreamResponse:
 
 @routes.post("/session", since=(1, 31))
 @routes.post("/grpc")
-async def session(backends: Backends, call: Call) -> web.StreamResponse:
+async def session(backends: Backends, call: Call) -> StreamResponse:
     """Refuse BuildKit sessions."""
     raise Unsupported(
         "BuildKit sessions are not available in this daemon; set DOCKER_BUILDKIT=0 for the classic builder"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import msgspec
-from aiohttp import web
 
 from dray.api import adapt, decoding, filters, models, shapes
 from dray.api.requests import CreateOptions, RemoveOptions
@@ -13,6 +12,7 @@ from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Containers
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 
@@ -31,7 +31,7 @@ def _part(backends: Backends) -> Containers:
 
 
 @routes.post("/containers/create")
-async def create(backends: Backends, call: Call) -> web.StreamResponse:
+async def create(backends: Backends, call: Call) -> StreamResponse:
     """Create a container."""
     request, unknown = await call.required_json(CreateRequest)
     config = models.ContainerConfig(
@@ -47,7 +47,7 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/containers/json")
-async def list_containers(backends: Backends, call: Call) -> web.StreamResponse:
+async def list_containers(backends: Backends, call: Call) -> StreamResponse:
     """List containers."""
     found = await _part(backends).list_containers(
         all=call.flag("all"),
@@ -59,14 +59,14 @@ async def list_containers(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/containers/{id}/json")
-async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
+async def inspect(backends: Backends, call: Call) -> StreamResponse:
     """Inspect a container."""
     found = await _part(backends).inspect(call.params["id"], size=call.flag("size"))
     return replies.json(shapes.container(found, call.version))
 
 
 @routes.post("/containers/{id}/rename")
-async def rename(backends: Backends, call: Call) -> web.StreamResponse:
+async def rename(backends: Backends, call: Call) -> StreamResponse:
     """Rename a container."""
     name = call.text("name").removeprefix("/")
     if not name:
@@ -76,7 +76,7 @@ async def rename(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/containers/{id}/update")
-async def update(backends: Backends, call: Call) -> web.StreamResponse:
+async def update(backends: Backends, call: Call) -> StreamResponse:
     """Change a container's resources and restart policy."""
     request, unknown = await call.required_json(models.ContainerUpdateRequest)
     response = await _part(backends).update(call.params["id"], request)
@@ -86,7 +86,7 @@ async def update(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.delete("/containers/{id}")
-async def remove(backends: Backends, call: Call) -> web.StreamResponse:
+async def remove(backends: Backends, call: Call) -> StreamResponse:
     """Remove a container."""
     options = RemoveOptions(force=call.flag("force"), volumes=call.flag("v"), link=call.flag("link"))
     await _part(backends).remove(call.params["id"], options)
@@ -94,25 +94,25 @@ async def remove(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/containers/prune", since=(1, 25))
-async def prune(backends: Backends, call: Call) -> web.StreamResponse:
+async def prune(backends: Backends, call: Call) -> StreamResponse:
     """Remove stopped containers."""
     return replies.json(await _part(backends).prune(call.filters(filters.CONTAINERS_PRUNE)))
 
 
 @routes.get("/containers/{id}/top")
-async def top(backends: Backends, call: Call) -> web.StreamResponse:
+async def top(backends: Backends, call: Call) -> StreamResponse:
     """List a container's processes."""
     return replies.json(await _part(backends).top(call.params["id"], call.text("ps_args")))
 
 
 @routes.get("/containers/{id}/changes")
-async def changes(backends: Backends, call: Call) -> web.StreamResponse:
+async def changes(backends: Backends, call: Call) -> StreamResponse:
     """List what changed against the image."""
     return replies.json(await _part(backends).changes(call.params["id"]))
 
 
 @routes.get("/containers/{id}/stats")
-async def stats(backends: Backends, call: Call) -> web.StreamResponse:
+async def stats(backends: Backends, call: Call) -> StreamResponse:
     """Stream resource usage, or tell it once."""
     streaming = call.flag("stream", default=True)
     one_shot = call.version >= (1, 41) and call.flag("one-shot")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from dray.api import models
 from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Execs
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 from dray.server.routes.lifecycle import terminal_size
@@ -29,7 +28,7 @@ def _check_console(size: list[int] | None) -> None:
 
 
 @routes.post("/containers/{id}/exec")
-async def create(backends: Backends, call: Call) -> web.StreamResponse:
+async def create(backends: Backends, call: Call) -> StreamResponse:
     """Prepare an exec."""
     config, unknown = await call.required_json(models.ExecConfig)
     call.ignore([key for key in unknown if key not in _REPEATED])
@@ -42,7 +41,7 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/exec/{id}/start")
-async def start(backends: Backends, call: Call) -> web.StreamResponse:
+async def start(backends: Backends, call: Call) -> StreamResponse:
     """Run a prepared exec, detached or on this connection."""
     options, unknown = await call.json(models.ExecStartConfig)
     call.ignore(unknown)
@@ -57,7 +56,7 @@ async def start(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/exec/{id}/resize")
-async def resize(backends: Backends, call: Call) -> web.StreamResponse:
+async def resize(backends: Backends, call: Call) -> StreamResponse:
     """Set the size of an exec's terminal."""
     height, width = terminal_size(call)
     await _part(backends).resize(call.params["id"], height, width)
@@ -65,6 +64,6 @@ async def resize(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/exec/{id}/json")
-async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
+async def inspect(backends: Backends, call: Call) -> StreamResponse:
     """Inspect an exec."""
     return replies.json(await _part(backends).inspect(call.params["id"]))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from dray.api import filters, models, shapes
 from dray.api.requests import CommitOptions
 from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Images
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 
@@ -21,7 +20,7 @@ def _part(backends: Backends) -> Images:
 
 
 @routes.get("/images/json")
-async def list_images(backends: Backends, call: Call) -> web.StreamResponse:
+async def list_images(backends: Backends, call: Call) -> StreamResponse:
     """List images. `filter` is the reference filter of clients before 1.28; `digests` is always obeyed."""
     wanted = call.filters(filters.IMAGES)
     if call.version < (1, 28) and call.text("filter"):
@@ -37,7 +36,7 @@ async def list_images(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/images/{name:.*}/json")
-async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
+async def inspect(backends: Backends, call: Call) -> StreamResponse:
     """Inspect an image."""
     manifests = call.version >= (1, 48) and call.flag("manifests")
     platform = call.text("platform") if call.version >= (1, 49) else ""
@@ -48,13 +47,13 @@ async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/images/{name:.*}/history")
-async def history(backends: Backends, call: Call) -> web.StreamResponse:
+async def history(backends: Backends, call: Call) -> StreamResponse:
     """List the steps that made an image."""
     return replies.json(await _part(backends).history(call.params["name"], platform=call.text("platform")))
 
 
 @routes.get("/images/{name:.*}/attestations", since=(1, 55))
-async def attestations(backends: Backends, call: Call) -> web.StreamResponse:
+async def attestations(backends: Backends, call: Call) -> StreamResponse:
     """List an image's attestations."""
     found = await _part(backends).attestations(
         call.params["name"],
@@ -66,14 +65,14 @@ async def attestations(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/images/{name:.*}/tag")
-async def tag(backends: Backends, call: Call) -> web.StreamResponse:
+async def tag(backends: Backends, call: Call) -> StreamResponse:
     """Give an image one more name."""
     await _part(backends).tag(call.params["name"], call.text("repo"), call.text("tag"))
     return replies.empty(201)
 
 
 @routes.delete("/images/{name:.*}")
-async def remove(backends: Backends, call: Call) -> web.StreamResponse:
+async def remove(backends: Backends, call: Call) -> StreamResponse:
     """Remove an image or one of its names."""
     if not call.params["name"].strip():
         raise InvalidParameter("image name cannot be blank")
@@ -87,13 +86,13 @@ async def remove(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/images/prune", since=(1, 25))
-async def prune(backends: Backends, call: Call) -> web.StreamResponse:
+async def prune(backends: Backends, call: Call) -> StreamResponse:
     """Remove unused images."""
     return replies.json(await _part(backends).prune(call.filters(filters.IMAGES_PRUNE)))
 
 
 @routes.post("/commit")
-async def commit(backends: Backends, call: Call) -> web.StreamResponse:
+async def commit(backends: Backends, call: Call) -> StreamResponse:
     """Make an image of a container."""
     config, unknown = await call.json(models.ContainerConfig)
     call.ignore(unknown)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
-
 from dray.api import models
 from dray.base.errors import DrayError, InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Lifecycle
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 
@@ -35,7 +34,7 @@ def terminal_size(call: Call) -> tuple[int, int]:
 
 
 @routes.post("/containers/{id}/start")
-async def start(backends: Backends, call: Call) -> web.StreamResponse:
+async def start(backends: Backends, call: Call) -> StreamResponse:
     """Start a container. A body was a HostConfig in versions before 1.24."""
     length = call.request.content_length
     if call.request.headers.get("Transfer-Encoding") or (length is not None and length > 7):
@@ -52,14 +51,14 @@ async def start(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/containers/{id}/stop")
-async def stop(backends: Backends, call: Call) -> web.StreamResponse:
+async def stop(backends: Backends, call: Call) -> StreamResponse:
     """Stop a container."""
     await _part(backends).stop(call.params["id"], signal=_stop_signal(call), timeout=call.optional_integer("t"))
     return replies.empty(204)
 
 
 @routes.post("/containers/{id}/restart")
-async def restart(backends: Backends, call: Call) -> web.StreamResponse:
+async def restart(backends: Backends, call: Call) -> StreamResponse:
     """Stop and start a container."""
     await _part(backends).restart(call.params["id"], signal=_stop_signal(call), timeout=call.optional_integer("t"))
     return replies.empty(204)
@@ -70,28 +69,28 @@ def _stop_signal(call: Call) -> str:
 
 
 @routes.post("/containers/{id}/kill")
-async def kill(backends: Backends, call: Call) -> web.StreamResponse:
+async def kill(backends: Backends, call: Call) -> StreamResponse:
     """Send a signal."""
     await _part(backends).kill(call.params["id"], signal=call.text("signal"))
     return replies.empty(204)
 
 
 @routes.post("/containers/{id}/pause")
-async def pause(backends: Backends, call: Call) -> web.StreamResponse:
+async def pause(backends: Backends, call: Call) -> StreamResponse:
     """Freeze a container."""
     await _part(backends).pause(call.params["id"])
     return replies.empty(204)
 
 
 @routes.post("/containers/{id}/unpause")
-async def unpause(backends: Backends, call: Call) -> web.StreamResponse:
+async def unpause(backends: Backends, call: Call) -> StreamResponse:
     """Thaw a container."""
     await _part(backends).unpause(call.params["id"])
     return replies.empty(204)
 
 
 @routes.post("/containers/{id}/wait")
-async def wait(backends: Backends, call: Call) -> web.StreamResponse:
+async def wait(backends: Backends, call: Call) -> StreamResponse:
     """Wait for an exit; from 1.30 on the head is sent once the wait is registered."""
     condition = call.text("condition") if call.version >= (1, 30) else ""
     condition = condition or "not-running"
@@ -118,7 +117,7 @@ async def wait(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/containers/{id}/resize")
-async def resize(backends: Backends, call: Call) -> web.StreamResponse:
+async def resize(backends: Backends, call: Call) -> StreamResponse:
     """Set the size of a container's terminal."""
     height, width = terminal_size(call)
     await _part(backends).resize(call.params["id"], height, width)

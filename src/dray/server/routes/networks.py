@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from dray.api import decoding, filters, models, shapes
 from dray.server import replies
 from dray.server.backends import Backends, Networks
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 
@@ -20,14 +19,14 @@ def _part(backends: Backends) -> Networks:
 
 @routes.get("/networks")
 @routes.get("/networks/")
-async def list_networks(backends: Backends, call: Call) -> web.StreamResponse:
+async def list_networks(backends: Backends, call: Call) -> StreamResponse:
     """List networks."""
     found = await _part(backends).list_networks(call.filters(filters.NETWORKS))
     return replies.json(shapes.network_summaries(found, call.version))
 
 
 @routes.post("/networks/create")
-async def create(backends: Backends, call: Call) -> web.StreamResponse:
+async def create(backends: Backends, call: Call) -> StreamResponse:
     """Create a network."""
     request, unknown = await call.required_json(models.NetworkCreateRequest)
     response = await _part(backends).create(request)
@@ -37,13 +36,13 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/networks/prune", since=(1, 25))
-async def prune(backends: Backends, call: Call) -> web.StreamResponse:
+async def prune(backends: Backends, call: Call) -> StreamResponse:
     """Remove unused networks."""
     return replies.json(await _part(backends).prune(call.filters(filters.NETWORKS_PRUNE)))
 
 
 @routes.get("/networks/{id:.*}")
-async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
+async def inspect(backends: Backends, call: Call) -> StreamResponse:
     """Inspect a network."""
     found = await _part(backends).inspect(
         call.params["id"], verbose=call.flag("verbose"), scope=call.text("scope")
@@ -52,14 +51,14 @@ async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.delete("/networks/{id:.*}")
-async def remove(backends: Backends, call: Call) -> web.StreamResponse:
+async def remove(backends: Backends, call: Call) -> StreamResponse:
     """Remove a network."""
     await _part(backends).remove(call.params["id"])
     return replies.empty(204)
 
 
 @routes.post("/networks/{id:.*}/connect")
-async def connect(backends: Backends, call: Call) -> web.StreamResponse:
+async def connect(backends: Backends, call: Call) -> StreamResponse:
     """Connect a container to a network."""
     request, unknown = await call.required_json(models.NetworkConnectRequest)
     call.ignore(unknown)
@@ -68,7 +67,7 @@ async def connect(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/networks/{id:.*}/disconnect")
-async def disconnect(backends: Backends, call: Call) -> web.StreamResponse:
+async def disconnect(backends: Backends, call: Call) -> StreamResponse:
     """Disconnect a container from a network."""
     request, unknown = await call.required_json(models.NetworkDisconnectRequest)
     call.ignore(unknown)

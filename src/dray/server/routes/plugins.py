@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from dray.api import filters
 from dray.base.errors import NotFound, Unsupported
 from dray.server import replies
 from dray.server.backends import Backends
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.router import Table
 
 routes = Table()
 
 
 @routes.get("/plugins")
-async def list_plugins(backends: Backends, call: Call) -> web.StreamResponse:
+async def list_plugins(backends: Backends, call: Call) -> StreamResponse:
     """List no plugins."""
     call.filters(filters.PLUGINS)
     return replies.json([])
@@ -24,7 +23,7 @@ async def list_plugins(backends: Backends, call: Call) -> web.StreamResponse:
 @routes.get("/plugins/privileges")
 @routes.post("/plugins/pull")
 @routes.post("/plugins/create")
-async def install(backends: Backends, call: Call) -> web.StreamResponse:
+async def install(backends: Backends, call: Call) -> StreamResponse:
     """Refuse to install plugins."""
     raise Unsupported("managed plugins are not supported by this engine")
 
@@ -36,6 +35,6 @@ async def install(backends: Backends, call: Call) -> web.StreamResponse:
 @routes.post("/plugins/{name:.*}/push")
 @routes.post("/plugins/{name:.*}/set")
 @routes.delete("/plugins/{name:.*}")
-async def find(backends: Backends, call: Call) -> web.StreamResponse:
+async def find(backends: Backends, call: Call) -> StreamResponse:
     """Find no plugin."""
     raise NotFound(f'plugin "{call.params["name"]}" not found')

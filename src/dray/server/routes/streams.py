@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 
-from aiohttp import web
-
 from dray.api.requests import AttachOptions, LogOptions
 from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Streams
 from dray.server.call import Call
 from dray.server.hijack import check_websocket
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 
@@ -51,14 +50,14 @@ def _attach_options(call: Call) -> AttachOptions:
 
 
 @routes.post("/containers/{id}/attach")
-async def attach(backends: Backends, call: Call) -> web.StreamResponse:
+async def attach(backends: Backends, call: Call) -> StreamResponse:
     """Connect the client to a container's streams."""
     await _part(backends).attach(call.params["id"], _attach_options(call), call.connect("attach"))
     return replies.taken()
 
 
 @routes.get("/containers/{id}/attach/ws")
-async def attach_websocket(backends: Backends, call: Call) -> web.StreamResponse:
+async def attach_websocket(backends: Backends, call: Call) -> StreamResponse:
     """Connect the client to a container's streams over a websocket."""
     check_websocket(call.request.headers)
     await _part(backends).attach(call.params["id"], _attach_options(call), call.connect("websocket"))
@@ -66,7 +65,7 @@ async def attach_websocket(backends: Backends, call: Call) -> web.StreamResponse
 
 
 @routes.get("/containers/{id}/logs")
-async def logs(backends: Backends, call: Call) -> web.StreamResponse:
+async def logs(backends: Backends, call: Call) -> StreamResponse:
     """Send a container's log."""
     options = LogOptions(
         stdout=call.flag("stdout"),

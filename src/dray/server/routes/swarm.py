@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from dray.base.errors import Unavailable, Unsupported
 from dray.server.backends import Backends
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.router import Table
 
 routes = Table()
@@ -19,18 +18,18 @@ NOT_A_MANAGER = (
 
 @routes.post("/swarm/init")
 @routes.post("/swarm/join")
-async def enter(backends: Backends, call: Call) -> web.StreamResponse:
+async def enter(backends: Backends, call: Call) -> StreamResponse:
     """Refuse to make or join a swarm."""
     raise Unsupported("swarm mode is not available in this daemon")
 
 
 @routes.post("/swarm/leave")
-async def leave(backends: Backends, call: Call) -> web.StreamResponse:
+async def leave(backends: Backends, call: Call) -> StreamResponse:
     """Refuse to leave what this node is not in."""
     raise Unavailable("This node is not part of a swarm")
 
 
-async def _manage(backends: Backends, call: Call) -> web.StreamResponse:
+async def _manage(backends: Backends, call: Call) -> StreamResponse:
     raise Unavailable(NOT_A_MANAGER)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aiohttp import web
-
 from dray.api import filters, models, shapes, versions
 from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends
 from dray.server.call import Call
+from dray.server.httpserver import Response, StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 from dray.server.routes.streams import unix_nanoseconds
@@ -23,7 +22,7 @@ USAGE_TYPES = frozenset({"container", "image", "volume", "build-cache"})
 
 @routes.get("/_ping")
 @routes.head("/_ping")
-async def ping(backends: Backends, call: Call) -> web.StreamResponse:
+async def ping(backends: Backends, call: Call) -> StreamResponse:
     """Say OK, and in headers what clients need to know first."""
     status = backends.system.ping()
     headers = {
@@ -34,12 +33,12 @@ async def ping(backends: Backends, call: Call) -> web.StreamResponse:
         "Swarm": status.swarm,
     }
     if call.request.method == "HEAD":
-        return web.Response(headers={**headers, "Content-Length": "0"})
-    return web.Response(body=b"OK", headers=headers)
+        return Response(headers={**headers, "Content-Length": "0"})
+    return Response(body=b"OK", headers=headers)
 
 
 @routes.get("/version")
-async def version(backends: Backends, call: Call) -> web.StreamResponse:
+async def version(backends: Backends, call: Call) -> StreamResponse:
     """Tell versions."""
     found = await backends.system.version()
     found.api_version = versions.text(versions.NEWEST)
@@ -48,13 +47,13 @@ async def version(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/info")
-async def info(backends: Backends, call: Call) -> web.StreamResponse:
+async def info(backends: Backends, call: Call) -> StreamResponse:
     """Describe the engine and its host."""
     return replies.json(shapes.info(await backends.system.info(), call.version))
 
 
 @routes.post("/auth")
-async def auth(backends: Backends, call: Call) -> web.StreamResponse:
+async def auth(backends: Backends, call: Call) -> StreamResponse:
     """Try credentials."""
     credentials, unknown = await call.required_json(models.AuthConfig)
     call.ignore(unknown)
@@ -62,7 +61,7 @@ async def auth(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/system/df", since=(1, 25))
-async def disk_usage(backends: Backends, call: Call) -> web.StreamResponse:
+async def disk_usage(backends: Backends, call: Call) -> StreamResponse:
     """Tell what takes disk space."""
     types = call.many("type") if call.version >= (1, 42) else ()
     for kind in types:
@@ -94,7 +93,7 @@ def _event_format(call: Call) -> tuple[str, bytes]:
 
 
 @routes.get("/events")
-async def events(backends: Backends, call: Call) -> web.StreamResponse:
+async def events(backends: Backends, call: Call) -> StreamResponse:
     """Stream events; the head is flushed at once."""
     since = unix_nanoseconds(call.text("since"), "since")
     until = unix_nanoseconds(call.text("until"), "until")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from dray.api import filters
 from dray.api.requests import ImportOptions
 from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Backends, Transfer
 from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
 from dray.server.router import Table
 
@@ -21,7 +20,7 @@ def _part(backends: Backends) -> Transfer:
 
 
 @routes.post("/images/create")
-async def create(backends: Backends, call: Call) -> web.StreamResponse:
+async def create(backends: Backends, call: Call) -> StreamResponse:
     """Pull an image, or import one when no image is named."""
     image = call.text("fromImage").removesuffix(":")
     platform = call.text("platform") if call.version >= (1, 32) else ""
@@ -44,7 +43,7 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/images/{name:.*}/push")
-async def push(backends: Backends, call: Call) -> web.StreamResponse:
+async def push(backends: Backends, call: Call) -> StreamResponse:
     """Push an image. Clients before 1.22 send their credentials in the body; the header is what counts."""
     platform = call.text("platform") if call.version >= (1, 46) else ""
     messages = _part(backends).push(
@@ -54,7 +53,7 @@ async def push(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.post("/images/load")
-async def load(backends: Backends, call: Call) -> web.StreamResponse:
+async def load(backends: Backends, call: Call) -> StreamResponse:
     """Load images from an archive."""
     platforms = call.many("platform") if call.version >= (1, 48) else ()
     messages = _part(backends).load(call.upload(), quiet=call.flag("quiet", default=True), platforms=platforms)
@@ -62,7 +61,7 @@ async def load(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/images/get")
-async def save_all(backends: Backends, call: Call) -> web.StreamResponse:
+async def save_all(backends: Backends, call: Call) -> StreamResponse:
     """Send several images as one archive."""
     names = call.many("names")
     if not names:
@@ -71,19 +70,19 @@ async def save_all(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 @routes.get("/images/{name:.*}/get")
-async def save(backends: Backends, call: Call) -> web.StreamResponse:
+async def save(backends: Backends, call: Call) -> StreamResponse:
     """Send one image as an archive."""
     return await _save(backends, call, (call.params["name"],))
 
 
-async def _save(backends: Backends, call: Call, names: tuple[str, ...]) -> web.StreamResponse:
+async def _save(backends: Backends, call: Call, names: tuple[str, ...]) -> StreamResponse:
     platforms = call.many("platform") if call.version >= (1, 48) else ()
     content = await _part(backends).save(names, platforms=platforms)
     return await replies.download(call, content, "application/x-tar")
 
 
 @routes.get("/images/search")
-async def search(backends: Backends, call: Call) -> web.StreamResponse:
+async def search(backends: Backends, call: Call) -> StreamResponse:
     """Search a registry."""
     limit = call.integer("limit")
     if limit and not 1 <= limit <= 100:
