@@ -154,7 +154,7 @@ OMIT = {
     "NetworkSummary": "Peers",
     "NetworkInspect": "Peers Services",
     "NetworkCreateRequest": "CheckDuplicate",
-    "ProcessConfig": "privileged user",
+    "ProcessConfig": "user",
     "EventMessage": "scope time timeNano",
     "AuthConfig": "username password auth email serveraddress identitytoken registrytoken",
     "AuthResponse": "IdentityToken",

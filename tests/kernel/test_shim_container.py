@@ -1,6 +1,7 @@
 """The whole chain with the built-in runtime: zygote, shim, init, a program in its namespaces."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ from dray.shim.tasks import Zygote
 from shim_harness import Bench, read_all, read_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+# Where runc makes a cgroup of its own on a machine with v1 controllers.
+UNIFIED = [Path("/sys/fs/cgroup/unified/shimtest"), Path("/sys/fs/cgroup/shimtest")]
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
 
@@ -90,6 +94,9 @@ async def bench(tmp_path, rootfs):
     finally:
         zygote.close()
         cgroups.prune("/shimtest")
+        for parent in UNIFIED:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def attachment(**options):
@@ -203,6 +210,7 @@ async def test_an_external_runtime_behind_the_same_shim(bench, name):
     os.kill(int((Path(request.run_dir) / "shim.pid").read_text()), signal.SIGKILL)
     await bench.listener.event("lost")
     assert not Path(f"/proc/{task.pid}").exists() or "Z" in Path(f"/proc/{task.pid}/stat").read_text()
+    assert not any((parent / request.id).exists() for parent in UNIFIED)
     await task.release()
 
 

@@ -1,4 +1,6 @@
+import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -80,11 +82,12 @@ def test_an_unknown_flag_ends_with_125(capsys):
     assert "--no-such-flag" in capsys.readouterr().err
 
 
-def test_every_key_of_dockers_table_is_known(spec_table):
-    unknown = [
-        row["json_key"]
-        for row in spec_table("daemon-json.tsv")
-        if not row["json_key"].startswith("(") and "." not in row["json_key"].replace("[]", "")
-        if row["json_key"] not in config.BY_KEY
-    ]
-    assert [key for key in unknown if "[" not in key] == []
+TABLE = Path(__file__).parents[3] / "shared/spec/daemon-json.tsv"
+
+
+@pytest.mark.skipif(not TABLE.exists(), reason="the table of dockerd's keys is not beside the project")
+def test_every_key_of_dockers_table_is_known():
+    with TABLE.open(newline="") as file:
+        keys = [row["json_key"] for row in csv.DictReader(file, delimiter="\t")]
+    whole = [key for key in keys if key and not key.startswith("(") and not set(".[") & set(key)]
+    assert [key for key in whole if key not in config.BY_KEY] == []

@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
         ("json-file", {"mode": "fast"}, "logging mode not supported: fast"),
         ("json-file", {"max-buffer-size": "1m"}, "only supported with 'mode=non-blocking'"),
         ("json-file", {"labels-regex": "("}, "labels-regex"),
-        ("nosuch", {}, "no log driver named 'nosuch' is registered"),
+        ("nosuch", {}, 'error looking up logging plugin nosuch: plugin "nosuch" not found'),
     ],
 )
 def test_bad_options_are_refused(driver, options, words):

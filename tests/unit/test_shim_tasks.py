@@ -350,3 +350,17 @@ async def test_a_killed_daemon_takes_no_byte_from_an_attached_client(bench):
     while not exit_file.exists():
         await asyncio.sleep(0.01)
     assert json.loads(exit_file.read_text())["exit_code"] == 12
+
+
+async def test_a_killed_zygote_is_replaced(bench):
+    task = await bench.tasks.create(bench.request("sleep", "100"))
+    first = bench.zygote.pid
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    again = await bench.tasks.create(bench.request("true"))
+    assert (await again.wait()).exit_code == 0
+    assert bench.zygote.pid != first
+    await again.release()
+    await task.kill(signal.SIGKILL)
+    await task.wait()
+    await task.release()

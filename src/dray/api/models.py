@@ -470,7 +470,7 @@ class ExecStartConfig(Struct, kw_only=True, omit_defaults=True):
 class ProcessConfig(Struct, kw_only=True, omit_defaults=True):
     """`ProcessConfig` of the Engine API."""
 
-    privileged: bool = field(name="privileged", default=False)
+    privileged: bool = field(name="privileged", default_factory=bool)
     user: str = field(name="user", default="")
     tty: bool = field(name="tty", default_factory=bool)
     entrypoint: str = field(name="entrypoint", default_factory=str)

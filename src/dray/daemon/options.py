@@ -63,9 +63,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("default-stop-timeout", "int", "default-stop-timeout", "", 10, "Seconds before stop kills"),
     Option("no-new-privileges", "bool", "no-new-privileges", "", False, "Set no_new_privs by default"),
     Option("seccomp-profile", "str", "seccomp-profile", "", "builtin", "builtin, unconfined or a profile's path"),
-    Option("init", "bool", "init", "", False, "", "an init inside containers is not built in yet"),
-    Option("init-path", "str", "init-path", "", "", "", "an init inside containers is not built in yet"),
-    Option("default-init", "str", "", "", "", "", "an init inside containers is not built in yet"),
+    Option("init", "bool", "init", "", False, "Run an init inside containers by default"),
+    Option("init-path", "str", "init-path", "", "", "That init's path (default: docker-init or tini in PATH)"),
+    Option("default-init", "str", refused="use init-path"),
     Option("log-driver", "str", "log-driver", "", "json-file", "Logging driver of containers that name none"),
     Option("log-opts", "map", "log-opt", "", {}, "Its options, key=value"),
     # Storage

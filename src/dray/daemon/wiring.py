@@ -112,6 +112,8 @@ def defaults(config: DaemonConfig) -> Defaults:
         dns=config["dns"],
         dns_search=config["dns-search"],
         dns_options=config["dns-opts"],
+        init=config["init"],
+        init_path=config["init-path"] or shutil.which("docker-init") or shutil.which("tini") or "",
         host_gateways=gateways,
         resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
     )

@@ -52,6 +52,8 @@ class Defaults:
     dns: list[str] = field(default_factory=list)
     dns_search: list[str] = field(default_factory=list)
     dns_options: list[str] = field(default_factory=list)
+    init: bool = False
+    init_path: str = ""
     host_gateways: list[str] = field(default_factory=list)
     resolv_conf: str = "/etc/resolv.conf"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import socket
@@ -61,7 +62,7 @@ class ExecTable:
         )
         self._execs[run.id] = run
         container.execs[run.id] = run
-        self._publish(container, f"exec_create: {' '.join(run.command)}", run)
+        self._publish(container, f"exec_create: {_words(run)}", run)
         return run
 
     async def start(
@@ -79,7 +80,7 @@ class ExecTable:
         request = ExecCreate(
             exec_id=run.id, process=run.process, tty=run.tty, console_size=console_size, attach=attach
         )
-        self._publish(container, f"exec_start: {' '.join(run.command)}", run)
+        self._publish(container, f"exec_start: {_words(run)}", run)
         try:
             run.pid = await container.task.exec(request, fd)
         except BaseException as error:
@@ -159,7 +160,7 @@ class ExecTable:
             open_stdout=run.open_stdout,
             can_remove=False,
             container_id=run.container_id,
-            detach_keys=run.detach_keys,
+            detach_keys=base64.b64encode(detachkeys.parse(run.detach_keys)).decode() if run.detach_keys else "",
             pid=run.pid,
         )
 
@@ -229,3 +230,8 @@ def _tell(fd: int, message: str, framed: bool) -> None:
         client.settimeout(5)
         client.sendall(stdcopy.frame(stdcopy.STDOUT, data) if framed else data)
         client.shutdown(socket.SHUT_RDWR)
+
+
+def _words(run: Exec) -> str:
+    """Return a command as dockerd's events have it: with a space behind a program without arguments."""
+    return f"{run.command[0]} {' '.join(run.command[1:])}"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dray.api.models import Ulimit
-from dray.base.errors import Conflict, Unsupported
-from dray.engine import rootfs
+from dray.base.errors import Conflict
+from dray.engine import rootfs, shm
 from dray.engine.creation import Defaults
 from dray.engine.layout import Layout
 from dray.engine.model import ContainerRecord
@@ -59,6 +59,9 @@ class FactFinder:
             resolv_conf=f"{files}/resolv.conf",
             mounts=record.mounts,
             namespaces=self._namespaces(record),
+            shm=self._shm(host.ipc_mode, record.id),
+            init=defaults.init,
+            init_path=defaults.init_path,
             devices=machine.host_devices() if host.privileged else machine.resolve_devices(host.devices),
             block_devices=machine.block_devices(block_device_paths(host)),
             sysctls=attachment.sysctls,
@@ -81,6 +84,14 @@ class FactFinder:
             return self._files_of(self._registry.find(mode.removeprefix("container:")).record)
         return record.id
 
+    def _shm(self, mode: str, container_id: str) -> str:
+        """Return the directory on the host that is /dev/shm, for a container that shares it."""
+        if mode.startswith("container:"):
+            container_id = self._registry.find(mode.removeprefix("container:")).id
+        elif mode != "shareable":
+            return ""
+        return shm.path(self._layout.task(container_id))
+
     def _user(self, record: ContainerRecord) -> User:
         with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
             passwd = rootfs.read_small_file(root, "/etc/passwd")
@@ -94,12 +105,15 @@ class FactFinder:
         for kind, mode in (("network", host.network_mode), ("ipc", host.ipc_mode), ("pid", host.pid_mode)):
             if not mode.startswith("container:"):
                 continue
-            if kind == "ipc":
-                raise Unsupported("--ipc container: sharing another container's IPC namespace is not built in yet")
             other = self._registry.find(mode.removeprefix("container:"))
             if not other.state.running:
                 noun = "non running container" if kind == "network" else "container that is not running"
                 raise Conflict(f"cannot join {kind} namespace of a {noun}: {other.id}")
+            if kind == "ipc" and other.record.host_config.ipc_mode != "shareable":
+                raise Conflict(
+                    f"can't join IPC of container {other.id}: non-shareable IPC (hint: use IpcMode:shareable for the "
+                    "donor container)"
+                )
             name = {"network": "net", "ipc": "ipc", "pid": "pid"}[kind]
             found[kind] = f"/proc/{other.state.pid}/ns/{name}"
         return found

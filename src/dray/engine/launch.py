@@ -7,24 +7,27 @@ them all once the task runs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from dray.api import models as api
 from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree
-from dray.engine import logattributes, spec
+from dray.engine import shm, spec
 from dray.engine.creation import Defaults
 from dray.engine.events import Events
 from dray.engine.facts import FactFinder
+from dray.engine.laps import Laps
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
+from dray.logs import attributes
 from dray.network import hostfiles
 from dray.network.controller import Controller
 from dray.network.model import Attachment, Endpoint
@@ -32,6 +35,8 @@ from dray.shim.model import LogSpec, MountSpec, TaskCreate
 from dray.shim.tasks import Task, Tasks
 from dray.store.snapshots import Snapshots
 from dray.volumes.local import Volumes
+
+log = logging.getLogger(__name__)
 
 
 class Launcher:
@@ -62,22 +67,33 @@ class Launcher:
     async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
         """Start a container's task; return it and the endpoints it got."""
         record = container.record
+        laps = Laps()
         self._prepare_mounts(record)
+        laps.lap("mounts")
         attachment = await self._networks.attach(record.id, sandbox_ask(record))
+        laps.lap("network")
         undo.push_async_callback(self._networks.detach, record.id, attachment.endpoints)
+        _remember_networks(record, attachment.endpoints)
         try:
             self._write_files(record, attachment)
+            laps.lap("files")
             run_dir = self.layout.task(record.id)
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(run_dir)
+            shm.unmount(run_dir)
+            remove_tree(run_dir)
             os.makedirs(f"{run_dir}/rootfs", 0o700)
             undo.callback(remove_tree, run_dir)
+            if record.host_config.ipc_mode == "shareable":
+                shm.mount(run_dir, record.host_config.shm_size)
+                undo.callback(shm.unmount, run_dir)
             self._write_spec(record, attachment, run_dir)
+            laps.lap("spec")
             request, descriptors = self._request(record, attachment, run_dir)
             pending, container.pending = container.pending, []
             task = await self._tasks.create(request, descriptors=descriptors, attachments=pending)
         finally:
             attachment.close()
+        laps.lap("task")
+        log.debug("start of %s: %s", record.name, laps)
         for endpoint in attachment.endpoints:
             self._network_event("connect", record, endpoint)
         for point in record.mounts:
@@ -188,14 +204,33 @@ class Launcher:
     def _log(self, record: ContainerRecord) -> LogSpec:
         log = record.host_config.log_config
         return LogSpec(
-            driver=log.type, path=record.log_path, options=log.config, attributes=logattributes.attributes(record)
+            driver=log.type,
+            path=record.log_path,
+            options=log.config,
+            attributes=attributes.resolve(
+                log.config,
+                labels=record.config.labels or {},
+                env=record.config.env or [],
+                fields={
+                    "Command": " ".join([record.path, *record.args]),
+                    "DaemonName": "dray",
+                    "FullID": record.id,
+                    "ID": record.id[:12],
+                    "ImageFullID": record.image_id,
+                    "ImageID": record.image_id.removeprefix("sha256:")[:12],
+                    "ImageName": record.image_ref,
+                    "Name": record.name,
+                },
+            ),
         )
 
     # -- afterwards ----------------------------------------------------------------------------------------
 
     def stopped(self, container: Container, endpoints: list[Endpoint]) -> None:
-        """Tell what a container gave back when its run ended."""
+        """Give back what a run had on the host, and tell so."""
         record = container.record
+        if record.host_config.ipc_mode == "shareable":
+            shm.unmount(self.layout.task(record.id))
         for endpoint in endpoints:
             self._network_event("disconnect", record, endpoint)
         for point in record.mounts:
@@ -228,15 +263,24 @@ class Launcher:
                 self._volumes.remove(point.name, force=True)
 
     def _network_event(self, action: str, record: ContainerRecord, endpoint: Endpoint) -> None:
-        attributes = {"container": record.id, "name": endpoint.network_name, "type": endpoint.driver}
-        self._events.publish("network", action, endpoint.network_id, attributes)
+        told = {"container": record.id, "name": endpoint.network_name, "type": endpoint.driver}
+        self._events.publish("network", action, endpoint.network_id, told)
 
     def _volume_event(self, action: str, record: ContainerRecord, point: MountPoint) -> None:
-        attributes = {"container": record.id, "driver": point.driver}
+        told = {"container": record.id, "driver": point.driver}
         if action == "mount":
-            attributes |= {
+            told |= {
                 "destination": point.destination,
                 "propagation": point.propagation,
                 "read/write": "true" if point.rw else "false",
             }
-        self._events.publish("volume", action, point.name, attributes)
+        self._events.publish("volume", action, point.name, told)
+
+
+def _remember_networks(record: ContainerRecord, endpoints: list[Endpoint]) -> None:
+    """Note the networks' ids, which inspect shows also after the run."""
+    asked = dict((record.networking.endpoints_config if record.networking else None) or {})
+    for endpoint in endpoints:
+        settings = asked.setdefault(endpoint.network_name, api.EndpointSettings())
+        settings.network_id = endpoint.network_id
+    record.networking = api.NetworkingConfig(endpoints_config=asked) if asked else None

@@ -17,7 +17,7 @@ import msgspec
 
 from dray.base.errors import DrayError
 from dray.base.files import remove_tree
-from dray.engine import clock, restart
+from dray.engine import clock, restart, shm
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable
 from dray.engine.health import HealthChecks
@@ -145,6 +145,7 @@ class Supervisor:
                 await task.kill(9, all_processes=True)
                 await asyncio.wait_for(task.wait(), 10)
                 await task.release()
+        shm.unmount(str(run_dir))
         remove_tree(run_dir)
 
     def _how_it_ended(self, container: Container) -> ExitStatus:
@@ -163,6 +164,7 @@ class Supervisor:
     async def settle(self, ended: list[tuple[Container, ExitStatus]]) -> None:
         """Finish what was interrupted, and start what its restart policy wants started."""
         for container, status in ended:
+            shm.unmount(self._layout.task(container.id))
             remove_tree(self._layout.task(container.id))
             await self._lifecycle.ended(container, status, at_boot=True)
         self._ready.set()

@@ -235,6 +235,12 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
     _checked(_close_range(first, last, flags), "close_range")
 
 
+def malloc_trim() -> None:
+    """malloc_trim(3): give memory that was freed back to the kernel; nothing where the C library lacks it."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2)."""
     _checked(_syncfs(fd), "syncfs")

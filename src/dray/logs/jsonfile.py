@@ -29,6 +29,8 @@ _ESCAPES = {bytes((byte,)): b"\\u%04x" % byte for byte in _SPECIAL}
 _ESCAPES |= {b'"': b'\\"', b"\\": b"\\\\", b"\r": b"\\r"}
 _MANY = 4096  # characters to escape in a chunk that make a look for runs of equal ones worth its while
 
+_STEP = 64 << 10  # bytes of output made into records at a time
+
 _LONE_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -112,10 +114,17 @@ class JsonFile:
 
     def write(self, stream: str, data: bytes, now: int) -> None:
         """See LogWriter."""
+        tail = self._tail(stream, now)
+        if len(data) <= _STEP:
+            self._write(stream, data, tail)
+            return
+        for start in range(0, len(data), _STEP):  # short lines grow to forty times their length
+            self._write(stream, data[start : start + _STEP], tail)
+
+    def _write(self, stream: str, data: bytes, tail: bytes) -> None:
         records = self._splitter.feed(stream, data)
         if not records:
             return
-        tail = self._tail(stream, now)
         if len(records) == 1 and not records[0][1]:
             self._file.write(_lines(records[0][0], tail))
             return

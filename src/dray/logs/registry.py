@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from dray.base.errors import InvalidParameter, Unsupported
 from dray.base.units import parse_bytes
+from dray.logs.attributes import render_tag
 from dray.logs.model import LogFormat, LogWriter
 
 DEFAULT_MAX_SIZE = 20 << 20
@@ -36,19 +37,22 @@ def validate(driver: str, options: Mapping[str, str]) -> None:
             f"logger: the logging driver {driver!r} is not supported by this engine: use {', '.join(SUPPORTED)}"
         )
     if driver not in SUPPORTED:
-        raise InvalidParameter(f"logger: no log driver named '{driver}' is registered")
+        raise InvalidParameter(f'error looking up logging plugin {driver}: plugin "{driver}" not found')
     if driver == "none":
         return
     _validate_common(options)
     known = _COMMON | _ATTRIBUTES | _FILES
     for name in options:
         if name not in known:
-            raise InvalidParameter(f"unknown log opt '{name}' for {driver} log driver")
+            whose = f"{driver} log driver" if driver == "json-file" else f"log driver {driver}"
+            raise InvalidParameter(f"unknown log opt '{name}' for {whose}")
     if driver == "json-file":
         JsonOptions.parse(options)
     else:
         LocalOptions.parse(options)
     _validate_patterns(options)
+    if options.get("tag"):
+        render_tag(options["tag"], {})
 
 
 def _validate_common(options: Mapping[str, str]) -> None:
@@ -66,7 +70,7 @@ def _validate_common(options: Mapping[str, str]) -> None:
             raise InvalidParameter(f"error parsing option max-buffer-size: {error}") from None
     for name in ("cache-disabled", "cache-compress"):
         if name in options:
-            _boolean(name, options[name])
+            _boolean(options[name])
     if "cache-max-size" in options:
         _size("cache-max-size", options["cache-max-size"])
     if "cache-max-file" in options:
@@ -81,36 +85,36 @@ def _validate_patterns(options: Mapping[str, str]) -> None:
             try:
                 re.compile(options[name])
             except re.error as error:
-                raise InvalidParameter(f"invalid regex for log opt '{name}': {error}") from None
+                raise _failed(f"error parsing regexp of {name}: {error}: `{options[name]}`") from None
 
 
-def _boolean(name: str, text: str) -> bool:
+def _failed(reason: str) -> InvalidParameter:
+    return InvalidParameter(f"failed to initialize logging driver: {reason}")
+
+
+def _boolean(text: str) -> bool:
     if text in _TRUE:
         return True
     if text in _FALSE:
         return False
-    raise InvalidParameter(
-        f"invalid value for log opt '{name}': strconv.ParseBool: parsing \"{text}\": invalid syntax"
-    )
+    raise _failed(f'strconv.ParseBool: parsing "{text}": invalid syntax')
 
 
 def _size(name: str, text: str) -> int:
     try:
         size = parse_bytes(text)
-    except InvalidParameter:
-        raise InvalidParameter(f"invalid value for log opt '{name}': invalid size: '{text}'") from None
+    except InvalidParameter as error:
+        raise _failed(str(error)) from None
     if size <= 0:
-        raise InvalidParameter(f"{name} should be a positive number")
+        raise _failed(f"{name} must be a positive number")
     return size
 
 
 def _count(name: str, text: str) -> int:
     if not text.isascii() or not text.lstrip("+-").isdigit():
-        raise InvalidParameter(
-            f"invalid value for log opt '{name}': strconv.Atoi: parsing \"{text}\": invalid syntax"
-        )
+        raise _failed(f'strconv.Atoi: parsing "{text}": invalid syntax')
     if int(text) < 1:
-        raise InvalidParameter(f"{name} cannot be less than 1")
+        raise _failed(f"{name} cannot be less than 1")
     return int(text)
 
 
@@ -136,7 +140,7 @@ class _Files:
             max_files = _count("max-file", options["max-file"])
         compress = cls.default_compress
         if "compress" in options:
-            compress = _boolean("compress", options["compress"])
+            compress = _boolean(options["compress"])
             if compress and (max_files < 2 or max_size < 0):
                 raise InvalidParameter(
                     "compress cannot be true when max-file is less than 2 or max-size is not set"

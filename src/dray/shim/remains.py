@@ -23,12 +23,13 @@ def kill(arguments: dict[str, Any], _fds: list[int]) -> None:
     from dray.shim.zygote import load
 
     container = arguments["id"]
-    with contextlib.suppress(DrayError, OSError):
-        select = load(arguments["factory"])
-        runtime = select(arguments["runtime"], arguments["runtime_args"], arguments["run_dir"])
-        with contextlib.suppress(DrayError, OSError):  # the built-in runtime's memory went with the shim
-            runtime.kill(container, signal.SIGKILL, all_processes=True)
+    if arguments["runtime"]:
+        _delete_by_program(arguments)
+    else:
+        # The built-in runtime's memory went with the shim, and init with it; any other is asked.
         with contextlib.suppress(DrayError, OSError):
+            runtime = load(arguments["factory"])("", [], arguments["run_dir"])
+            runtime.kill(container, signal.SIGKILL, all_processes=True)
             runtime.delete(container, force=True)
     with contextlib.suppress(DrayError, OSError, ValueError):
         with open(os.path.join(arguments["run_dir"], "config.json"), "rb") as config:
@@ -39,3 +40,15 @@ def kill(arguments: dict[str, Any], _fds: list[int]) -> None:
         while cgroup.pids() and time.monotonic() < deadline:
             time.sleep(0.002)
         cgroup.delete()
+
+
+def _delete_by_program(arguments: dict[str, Any]) -> None:
+    """Let an OCI runtime kill and delete the container; its state is on disk (see shim.runtimes)."""
+    root = os.path.join(arguments["run_dir"], "state")
+    command = [arguments["runtime"], *arguments["runtime_args"], "--root", root]
+    with contextlib.suppress(OSError):
+        null = (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)
+        pid = os.posix_spawnp(
+            command[0], [*command, "delete", "--force", arguments["id"]], os.environ, file_actions=[null]
+        )
+        os.waitpid(pid, 0)

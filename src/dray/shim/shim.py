@@ -36,12 +36,14 @@ import msgspec
 
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.base.files import remove_tree, write_atomic
-from dray.linux import cgroups, libc
+from dray.linux import libc
 from dray.logs import registry as log_drivers
 from dray.runtime.model import CreateRequest, ExecRequest, Mount, Runtime
+from dray.shim import requests
 from dray.shim.connections import Connection, Listener
 from dray.shim.loop import Loop
-from dray.shim.model import AttachRequest, ExecCreate, TaskCreate
+from dray.shim.model import AttachRequest, TaskCreate
+from dray.shim.oom import OomMonitor
 from dray.shim.process import Process
 from dray.shim.stdio import Streams
 from dray.wire import rpc
@@ -51,27 +53,6 @@ if TYPE_CHECKING:
 
 KILLED = 128 + signal.SIGKILL
 
-
-class Create(msgspec.Struct, frozen=True):
-    """The first request."""
-
-    task: TaskCreate
-    attachments: list[AttachRequest] = []
-
-
-class Request(msgspec.Struct, frozen=True):
-    """The envelope of a request; `params` is decoded by its method."""
-
-    id: int
-    method: str
-    params: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-_request = msgspec.json.Decoder(Request)
-_create = msgspec.json.Decoder(Create)
-_attach = msgspec.json.Decoder(AttachRequest)
-_exec = msgspec.json.Decoder(ExecCreate)
-_plain = msgspec.json.Decoder(dict[str, Any])
 
 RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
 
@@ -92,6 +73,7 @@ class Shim:
     def __init__(self, channel: rpc.Channel, runtimes: RuntimeFactory) -> None:
         self._runtimes = runtimes
         self._loop = Loop(self._failed)
+        self._oom = OomMonitor(self._loop, self._count_oom, lambda: self._tell({"event": "oom"}))
         self._connections: list[Connection] = []
         self._listener: Listener | None = None
         self._task: TaskCreate | None = None
@@ -102,8 +84,6 @@ class Shim:
         self._told: list[Process] = []  # execs that the daemon knows the end of; their clients may still read
         self._held: list[int] = []
         self._forwards: list[Forward] = []
-        self._oom_watch: cgroups.OomWatch | None = None
-        self._oom_kills = 0
         self._released = False
         self._loop.watch_children(self._reap)
         self._methods: dict[str, Callable[[bytes, rpc.Received], Any]] = {
@@ -171,7 +151,7 @@ class Shim:
             connection.send(event)
 
     def _handle(self, connection: Connection, message: rpc.Received) -> None:
-        request = _request.decode(message.data)
+        request = requests.request.decode(message.data)
         try:
             method = self._methods.get(request.method)
             if method is None:
@@ -189,7 +169,7 @@ class Shim:
     def _create(self, params: bytes, message: rpc.Received) -> dict[str, Any]:
         if self._task is not None:
             raise Conflict("the shim has its container already")
-        request = _create.decode(params)
+        request = requests.create.decode(params)
         task = self._task = request.task
         try:
             self._listener = Listener(self._loop, task.run_dir, self._connect)
@@ -211,7 +191,7 @@ class Shim:
         write_atomic(os.path.join(task.run_dir, "task.json"), msgspec.json.encode(task), durable=False)
         write_atomic(os.path.join(task.run_dir, "shim.pid"), b"%d\n" % os.getpid(), durable=False)
         with open(os.path.join(task.run_dir, "config.json"), "rb") as config:
-            self._spec = _plain.decode(config.read())
+            self._spec = requests.plain.decode(config.read())
 
     def _make(
         self, task: TaskCreate, named: dict[str, int], attachments: list[AttachRequest], message: rpc.Received
@@ -276,42 +256,25 @@ class Shim:
         self._init.started_at = time.time_ns()
         self._loop.call_later(0, self._watch_oom)
 
+    def _count_oom(self) -> int:
+        return self._runtime.oom_kills(self.task.id) if self._runtime is not None else 0
+
     def _watch_oom(self) -> None:
         path = (self._spec.get("linux") or {}).get("cgroupsPath") or ""
-        with contextlib.suppress(DrayError, OSError):
-            self._oom_watch = cgroups.load(path, self.task.id).watch_oom()
-        if self._oom_watch is not None:
-            self._loop.watch(self._oom_watch.fd, self._oom_watch.events, self._oom)
-
-    def _oom(self, _events: int) -> None:
-        assert self._oom_watch is not None
-        self._oom_watch.drain()
-        kills = 0
-        if self._runtime is not None:
-            with contextlib.suppress(DrayError, OSError):
-                kills = self._runtime.oom_kills(self.task.id)
-        for _ in range(self._oom_kills, kills):
-            self._tell({"event": "oom"})
-        self._oom_kills = max(kills, self._oom_kills)
-
-    def _forget_oom(self) -> None:
-        if self._oom_watch is not None:
-            self._loop.forget(self._oom_watch.fd)
-            self._oom_watch.close()
-            self._oom_watch = None
+        self._oom.start(path, self.task.id)
 
     def _kill(self, params: bytes, _message: rpc.Received) -> None:
-        request = _plain.decode(params)
+        request = requests.plain.decode(params)
         if exec_id := request.get("exec_id"):
             self._process(exec_id).kill(request["signal"])
             return
         self._running().kill(self.task.id, request["signal"], all_processes=request["all"])
 
     def _update(self, params: bytes, _message: rpc.Received) -> None:
-        self._running().update(self.task.id, _plain.decode(params)["resources"])
+        self._running().update(self.task.id, requests.plain.decode(params)["resources"])
 
     def _resize(self, params: bytes, _message: rpc.Received) -> None:
-        request = _plain.decode(params)
+        request = requests.plain.decode(params)
         self._process(request["exec_id"]).resize(request["rows"], request["columns"])
 
     def _process(self, exec_id: str) -> Process:
@@ -321,7 +284,7 @@ class Shim:
         return process
 
     def _attach(self, params: bytes, message: rpc.Received) -> None:
-        request = _attach.decode(params)
+        request = requests.attach.decode(params)
         self._process(request.exec_id).streams.attach(request, *message.take(1))
 
     def _detached(self, exec_id: str) -> None:
@@ -330,7 +293,7 @@ class Shim:
     # --- execs ---
 
     def _exec(self, params: bytes, message: rpc.Received) -> dict[str, int]:
-        request = _exec.decode(params)
+        request = requests.exec_create.decode(params)
         runtime = self._running()
         if request.exec_id in self._execs:
             raise Conflict(f"exec {request.exec_id} has run already")
@@ -360,7 +323,7 @@ class Shim:
         return {"pid": process.pid}
 
     def _seen(self, params: bytes, _message: rpc.Received) -> None:
-        process = self._execs.get(_plain.decode(params)["exec_id"])
+        process = self._execs.get(requests.plain.decode(params)["exec_id"])
         if process is not None and process.complete:
             self._told.append(self._execs.pop(process.exec_id))
 
@@ -392,6 +355,8 @@ class Shim:
         self._init.reaped(wait_status, self._init_complete)
 
     def _exec_complete(self, process: Process) -> None:
+        if process.complete:
+            return
         process.complete = True
         process.close()
         self._tell({"event": "exec_exited", "exec_id": process.exec_id, "status": process.status})
@@ -406,11 +371,8 @@ class Shim:
                 process.ended(KILLED, lambda: None)
             if not process.complete:
                 self._exec_complete(process)
-        with contextlib.suppress(DrayError, OSError):
-            if self._oom_watch is not None:
-                self._oom(0)
-            init.status = msgspec.structs.replace(init.status, oom_killed=runtime.oom_kills(task.id) > 0)
-        self._forget_oom()
+        init.status = msgspec.structs.replace(init.status, oom_killed=self._oom.kills() > 0)
+        self._oom.close()
         self._close_held()  # ports are free before anybody is told
         init.close()
         with contextlib.suppress(OSError):  # a full disk: those who are connected learn it all the same

@@ -96,8 +96,14 @@ class Zygote:
     def _send(self, request: dict[str, Any], answer: int, fds: Sequence[int] = ()) -> None:
         try:
             self._channel.send(request, [answer, *fds])
+        except (BrokenPipeError, ConnectionResetError):
+            # It was killed. posix_spawn is safe with threads, too: the new one is as good as the old one.
+            self.close()
+            again = Zygote.spawn(self.runtimes)
+            self.pid, self._channel = again.pid, again._channel
+            self._channel.send(request, [answer, *fds])
         except OSError as error:
-            raise Unavailable(f"the zygote process is gone ({error}): restart the daemon") from None
+            raise Unavailable(f"the zygote process does not answer: {error}") from None
 
     async def _ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> rpc.Received:
         ours, theirs = rpc.pair()

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from dray.linux import libc
 from dray.logs.model import LogWriter
 from dray.shim.clients import Client
 from dray.shim.loop import IN, OUT, Loop, Timer
@@ -28,6 +29,8 @@ READ_SIZE = 256 << 10
 PIPE_SIZE = 1 << 20
 INPUT_LIMIT = 256 << 10  # bytes of input that wait for the process before the clients have to
 STUCK = 60.0
+TRIM_AFTER = 4 << 20  # bytes of output that leave memory behind
+TRIM_IDLE = 1.0  # seconds without output before it is given back
 DRAIN = 2.0  # dockerd's own patience (moby daemon/monitor.go)
 
 _NAMES = {stdcopy.STDOUT: "stdout", stdcopy.STDERR: "stderr"}
@@ -121,6 +124,9 @@ class Streams:
         self.clients: list[Client] = []
         self._stalled = False
         self._stuck: dict[Client, tuple[int, Timer]] = {}
+        self._flowed = 0  # bytes read since memory was given back
+        self._trimmed = 0
+        self._trim: Timer | None = None
         self._ended: Callable[[], None] | None = None
         self._patience: Timer | None = None
         self.finished = False
@@ -155,10 +161,23 @@ class Streams:
         except OSError:  # EIO: nobody has the terminal open any more
             data = b""
         if data:
+            self._flowed += len(data)
+            if self._flowed > TRIM_AFTER and self._trim is None:
+                self._trim = self._loop.call_later(TRIM_IDLE, self._give_back)
             self._deliver(stream, data)
         else:
             self._close_output(fd)
         return len(data)
+
+    def _give_back(self) -> None:
+        """Return the memory of a burst of output when it is over."""
+        if self._flowed > self._trimmed:
+            self._trimmed = self._flowed
+            self._trim = self._loop.call_later(TRIM_IDLE, self._give_back)
+        else:
+            self._flowed = self._trimmed = 0
+            self._trim = None
+            libc.malloc_trim()
 
     def _deliver(self, stream: int, data: bytes) -> None:
         for client in tuple(self.clients):
@@ -268,8 +287,9 @@ class Streams:
         if self.finished:
             return
         self.finished = True
-        if self._patience is not None:
-            self._patience.cancel()
+        for timer in (self._patience, self._trim):
+            if timer is not None:
+                timer.cancel()
         for fd, stream in list(self._outputs.items()):
             left = 2 * PIPE_SIZE  # more than a pipe holds: a writer that never stops must not keep us here
             while left > 0 and (taken := self._read(fd, stream)):

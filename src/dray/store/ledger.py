@@ -4,7 +4,7 @@
     <root>/trash/        see `trash`
 
 At opening, layers of another boot that were not yet durable are forgotten, and every folder that no record names
-goes to the trash. `settle` makes the layers written since durable (one syncfs for all), off the critical path.
+goes to the trash. `settle` makes the layers written since durable (one syncfs for all), in a thread started after each unpacking.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Ledger:
         self._records = records
         self._kinds = (f"layer.{driver}", f"snapshot.{driver}")
         self._lock = threading.Lock()
+        self._settling: threading.Thread | None = None
         self._boot = boot_id()
         self.layers = {key: _layer.decode(value) for key, value in records.scan(self._kinds[0])}
         self.snapshots = {key: _snapshot.decode(value) for key, value in records.scan(self._kinds[1])}
@@ -164,6 +165,14 @@ class Ledger:
             active = [Info(k, s.parent, "view" if s.read_only else "active") for k, s in self.snapshots.items()]
         return layers + active
 
+    def settle_later(self) -> None:
+        """Call `settle` in a thread of its own: writing back a large image takes seconds."""
+        with self._lock:
+            if self._settling is not None and self._settling.is_alive():
+                return  # what it misses is settled by the next one, or unpacked again after a power loss
+            self._settling = threading.Thread(target=self.settle, name="settle", daemon=True)
+            self._settling.start()
+
     def settle(self) -> None:
         """Put all layers on disk and remember that they are (tens of milliseconds to seconds)."""
         with self._lock:
@@ -185,4 +194,6 @@ class Ledger:
 
     def close(self) -> None:
         """Stop background work."""
+        if self._settling is not None:
+            self._settling.join()
         self.trash.close()

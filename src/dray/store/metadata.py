@@ -139,9 +139,12 @@ class Metadata:
                 self._checkpoint.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
-        """Sync and close; the object is of no use afterwards."""
+        """Sync and close; the object is of no use afterwards. Closing twice is harmless."""
+        if self._wal < 0:
+            return
         self.sync()
         with self._lock, self._sync_lock:
             os.close(self._wal)
+            self._wal = -1
             self._checkpoint.close()
             self._connection.close()

@@ -193,6 +193,7 @@ class Overlay:
                     if chain_id not in self._ledger.layers:
                         self._discard(name)
                 raise
+        self._ledger.settle_later()
 
     def _unpack(self, missing: list[LayerSource], folders: dict[str, str], progress: Progress | None) -> None:
         def one(layer: LayerSource, lower: LowerLayers | None = None) -> Applied | None:
@@ -250,6 +251,7 @@ class Overlay:
             return
         with contextlib.suppress(FileNotFoundError):
             self._ledger.trash.throw(self._root / snapshot.folder / "work")
+        self._ledger.settle_later()
 
     def remove(self, key: str) -> None:
         """See `Snapshots`."""

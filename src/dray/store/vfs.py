@@ -94,6 +94,7 @@ class Vfs:
             for layer in layers:
                 if layer.chain_id not in self._ledger.layers:
                     self._unpack(layer, progress)
+        self._ledger.settle_later()
 
     def _unpack(self, layer: LayerSource, progress: Progress | None) -> None:
         folder = self._ledger.folder()
@@ -122,6 +123,7 @@ class Vfs:
         record = LayerRecord(snapshot.folder, diff_id, snapshot.parent, usage.size, usage.inodes)
         if not self._ledger.add_layer(chain_id, record, instead_of=key):
             self.remove(key)
+        self._ledger.settle_later()
 
     def remove(self, key: str) -> None:
         """See `Snapshots`."""

@@ -20,7 +20,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -245,6 +245,14 @@ class Volumes:
         """Unmount what `mounts_for` has mounted; to be called when no running container has the volume any more."""
         with self._lock:
             self._unmount(self.inspect(name))
+
+    def release_unused(self, used: Collection[str]) -> None:
+        """At start: unmount every volume but those that running containers have (by name)."""
+        with self._lock:
+            for volume in self._volumes.values():
+                if volume.name not in used:
+                    with contextlib.suppress(Conflict):
+                        self._unmount(volume)
 
     def _unmount(self, volume: Volume) -> None:
         if volume.options and os.path.ismount(volume.mountpoint):

@@ -81,7 +81,7 @@ class Facts:
     mounts: what Binds, Mounts, Tmpfs, VolumesFrom and the image's VOLUME came to, by depth of destination
     namespaces: namespace (`network`, `ipc`, `pid`) → path, for `container:` modes, and `network` when it is
         joined by path; a network namespace that travels as a descriptor has none
-    shm: directory that becomes /dev/shm for `--ipc container:`
+    shm: directory on the host that becomes /dev/shm, for `--ipc shareable` and those that join it
     devices: `HostConfig.Devices` looked up; for a privileged container all of the host's
     block_devices: path → (major, minor) of the block devices that limits name
     sysctls: of the network, beneath the user's own

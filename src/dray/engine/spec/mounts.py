@@ -66,7 +66,7 @@ def _shared_memory(host: HostConfig, facts: Facts) -> list[dict[str, Any]]:
     mode = host.ipc_mode
     if mode == "none":
         return []
-    source = "/dev/shm" if mode == "host" else facts.shm if mode.startswith("container:") else ""
+    source = "/dev/shm" if mode == "host" else facts.shm
     if source:
         words = ["rbind", "rprivate"]
         return [{"destination": "/dev/shm", "type": "bind", "source": source, "options": words}]

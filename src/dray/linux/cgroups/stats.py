@@ -70,7 +70,7 @@ def _limit(value: int) -> int:
 def _blkio_v1(directory: str) -> dict[str, Any]:
     stats: dict[str, Any] = {}
     for key, files in _BLKIO_V1.items():
-        stats[key] = None
+        stats[key] = []
         for file in files:
             try:
                 stats[key] = parse_blkio(read(directory, file))

@@ -6,7 +6,7 @@ The rules and words are those of the containerd image store of Docker Engine 29 
 * by a name that is not the last one: only that name goes;
 * by the last name, with containers: refused, or with force the name goes and the image stays as `<none>`;
 * by id: refused while a container runs, even with force; refused without force if a stopped container uses it or
-  several repositories name it;
+  it has several tags (the words speak of repositories, the rule of tags);
 * otherwise all names and the image go.
 """
 
@@ -59,10 +59,17 @@ def _by_id(image_id: str, names: Sequence[str], users: Sequence[ImageUser], *, f
         message = f"image is being used by running container {_short(running[0].container)}"
         return _conflict(_short(image_id), message, hard=True)
     if not force:
-        repositories = {reference.parse(name).name for name in names if not name.startswith(DANGLING)}
-        if len(repositories) > 1:
+        if _distinct(names) > 1:
             return _conflict(_short(image_id), "image is referenced in multiple repositories", hard=False)
         if users:
             message = f"image is being used by stopped container {_short(users[0].container)}"
             return _conflict(_short(image_id), message, hard=False)
     return Plan(tuple(names), whole=True)
+
+
+def _distinct(names: Sequence[str]) -> int:
+    """Count the names that are truly different: a reference by digest goes with a tag of its repository."""
+    parsed = [reference.parse(name) for name in names if not name.startswith(DANGLING)]
+    tagged = {name.canonical for name in parsed if name.tag}
+    repositories = {name.name for name in parsed if name.tag}
+    return len(tagged | {name.name for name in parsed if not name.tag and name.name not in repositories})

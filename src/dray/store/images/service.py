@@ -292,7 +292,7 @@ class Images:
             if not gone.startswith(DANGLING):
                 shown = reference.parse(gone).familiar
                 lines.append({"Untagged": shown})
-                self.notify("untag", image, name=shown)
+                self.notify("untag", image)
         if plan.whole:
             lines.append({"Deleted": image.id})
             self.notify("delete", image)

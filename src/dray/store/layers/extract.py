@@ -41,11 +41,8 @@ from dray.store.layers.headers import (
 )
 from dray.store.layers.stream import Budget
 from dray.store.layers.tree import Tree, clean, named
+from dray.store.layers.whiteouts import WHITEOUT, Whiteouts
 
-WHITEOUT = b".wh."
-OPAQUE = b".wh..wh..opq"
-_META = b".wh..wh."
-OPAQUE_XATTR = b"trusted.overlay.opaque"
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -93,10 +90,11 @@ class Extractor:
         self._budget = budget
         self._lower = lower
         self._umask = _umask()
+        # Below a set-group-id directory a new file gets its group, below a default ACL another mode: once there may
+        # be such a directory, owner and mode of everything are set, needed or not.
+        self._inherits = not overlay
         self._times: dict[bytes, int] = {}  # directories get their time last, when nothing changes them any more
-        self._own: set[bytes] = set()  # PLAIN form: what this layer has put there
-        self._whited: set[bytes] = set()  # whiteouts standing where this layer may yet put something
-        self._opaque: set[bytes] = set()
+        self._whiteouts = Whiteouts(self._tree, overlay=overlay, make_room=self._make_room)
         self._written = 0
         self._result = Applied()
         self._root_listed = False
@@ -127,40 +125,18 @@ class Extractor:
         path = clean(entry.name)
         above, _, base = path.rpartition(b"/")
         if base.startswith(WHITEOUT):
-            self._whiteout(above, base)
+            self._whiteouts.add(above, base)
             return
         if not path:
             self._root(entry)
             return
-        if self._whited:
-            self._uncover(above)
+        self._whiteouts.uncover(above)
         try:
             self._makers[entry.type](entry, path, self._tree.directory(above), base)
         except OSError as error:
             raise named(error, path) from error
         self._result.inodes += 1
-        if not self._overlay:
-            self._claim(path)
-        elif self._whited and path in self._whited:
-            self._whited.discard(path)
-            if entry.type == DIRECTORY:
-                self._opaque.add(path)
-
-    def _uncover(self, above: bytes) -> None:
-        """Turn a whiteout above an entry into an opaque directory: the lower one is hidden, a new one begins."""
-        parts = above.split(b"/")
-        for depth in range(1, len(parts) + 1):
-            path = b"/".join(parts[:depth])
-            if path in self._whited:
-                self._whited.discard(path)
-                os.unlink(parts[depth - 1], dir_fd=self._tree.directory(b"/".join(parts[: depth - 1])))
-                self._tree.directory(path)
-                self._opaque.add(path)
-
-    def _claim(self, path: bytes) -> None:
-        while path and path not in self._own:
-            self._own.add(path)
-            path = path.rpartition(b"/")[0]
+        self._whiteouts.placed(path, directory=entry.type == DIRECTORY)
 
     def _root(self, entry: Entry) -> None:
         if entry.type != DIRECTORY:
@@ -190,9 +166,9 @@ class Extractor:
                 self._sparse(fd, entry)
             elif entry.size:
                 self._fill(fd, entry)
-            if entry.uid or entry.gid:
+            if self._inherits or entry.uid or entry.gid:
                 os.fchown(fd, entry.uid, entry.gid)
-            if mode & (0o7000 | self._umask):
+            if self._inherits or mode & (0o7000 | self._umask):
                 os.fchmod(fd, mode)
             if entry.xattrs:
                 self._set_xattrs(fd, entry)
@@ -242,7 +218,10 @@ class Extractor:
         # Always: a directory may have stood here before, with another owner.
         os.fchown(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode & 0o7777)
+        if entry.mode & stat.S_ISGID:
+            self._inherits = True
         if entry.xattrs:
+            self._inherits = True
             self._set_xattrs(fd, entry)
 
     def _symlink(self, entry: Entry, path: bytes, parent: int, base: bytes) -> None:
@@ -252,7 +231,7 @@ class Extractor:
             self._make_room(parent, base, path)
             parent = self._tree.directory(path.rpartition(b"/")[0])
             os.symlink(entry.linkname, base, dir_fd=parent)
-        if entry.uid or entry.gid:
+        if self._inherits or entry.uid or entry.gid:
             os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         self._late_attributes(entry, parent, base)
 
@@ -275,9 +254,9 @@ class Extractor:
             self._make_room(parent, base, path)
             parent = self._tree.directory(path.rpartition(b"/")[0])
             os.mknod(base, kind | mode, device, dir_fd=parent)
-        if entry.uid or entry.gid:
+        if self._inherits or entry.uid or entry.gid:
             os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-        if mode & (0o7000 | self._umask):
+        if self._inherits or mode & (0o7000 | self._umask):
             os.chmod(base, mode, dir_fd=parent)  # not a link: mknod has just made it, and nobody else is here
         self._late_attributes(entry, parent, base)
 
@@ -308,7 +287,7 @@ class Extractor:
         if self._lower is None and self._overlay:
             raise NeedsLower(os.fsdecode(target))
         found = None
-        if self._lower is not None and target not in self._whited:
+        if self._lower is not None and not self._whiteouts.hides(target):
             found = self._lower.copy_up(self._tree, target)
         if found is None:
             raise InvalidParameter(
@@ -349,72 +328,12 @@ class Extractor:
                 if error.errno == errno.EPERM and not name.startswith(b"user."):
                     raise
 
-    # --- whiteouts
-
-    def _whiteout(self, above: bytes, base: bytes) -> None:
-        if base == OPAQUE:
-            self._opaque_directory(above)
-            return
-        if base.startswith(_META):
-            return  # aufs kept its own state under such names
-        name = base[len(WHITEOUT) :]
-        if name in (b"", b".", b".."):
-            raise InvalidParameter(f"invalid whiteout in layer: {os.fsdecode(above + b'/' + base)}")
-        path = above + b"/" + name if above else name
-        parent = self._tree.directory(above)
-        if self._overlay:
-            try:
-                os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
-                self._whited.add(path)
-                self._result.inodes += 1
-            except FileExistsError:
-                if stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
-                    self._opaque.add(path)
-            except OSError as error:
-                raise named(error, path) from error
-        elif path in self._own:
-            self._prune(path)
-        else:
-            try:
-                self._make_room(parent, name, path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise named(error, path) from error
-
-    def _opaque_directory(self, path: bytes) -> None:
-        fd = self._tree.directory(path)
-        if not self._overlay:
-            self._prune(path)
-        elif not path:
-            self._result.opaque_root = True
-        else:
-            os.setxattr(fd, OPAQUE_XATTR, b"y")
-            self._opaque.add(path)
-
-    def _prune(self, path: bytes) -> None:
-        """PLAIN form: remove from the directory `path` what this layer has not put there itself."""
-        try:
-            fd = self._tree.directory(path, make=False)
-        except (FileNotFoundError, InvalidParameter):
-            return
-        for name in map(os.fsencode, os.listdir(fd)):
-            child = path + b"/" + name if path else name
-            if child not in self._own:
-                self._make_room(self._tree.directory(path), name, child)
-            elif stat.S_ISDIR(os.lstat(name, dir_fd=self._tree.directory(path)).st_mode):
-                self._prune(child)
-
     # --- the end
 
     def _finish(self) -> None:
-        for path in self._opaque:
-            try:
-                os.setxattr(self._tree.directory(path, make=False), OPAQUE_XATTR, b"y")
-            except (FileNotFoundError, InvalidParameter):
-                continue  # replaced by something else since
-            self._tree.implicit.discard(path)  # hidden below, so there is nothing to inherit from
-            self._result.opaque.add(path)
+        self._result.opaque = self._whiteouts.finish()
+        self._result.opaque_root = self._whiteouts.opaque_root
+        self._result.inodes += self._whiteouts.inodes
         for path, mtime in self._times.items():
             try:
                 os.utime(self._tree.directory(path, make=False), ns=_times(mtime))

@@ -14,8 +14,9 @@ from typing import Literal
 
 from dray.base.errors import InvalidParameter
 from dray.linux.trees import copy_file, copy_xattrs
-from dray.store.layers.extract import OPAQUE_XATTR, Applied
+from dray.store.layers.extract import Applied
 from dray.store.layers.tree import Tree, clean_link
+from dray.store.layers.whiteouts import OPAQUE_XATTR
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS = 40

@@ -24,7 +24,8 @@ from dray.oci.platform import Platform
 from dray.store.images.model import DANGLING, Image
 from dray.store.images.reading import Found
 from dray.store.images.service import Images
-from dray.store.layers import headers, tarwriter
+from dray.store.layers import tarwriter
+from dray.store.layers.headers import DIRECTORY
 
 _CHUNK = 1 << 20
 
@@ -62,12 +63,11 @@ def save(images: Images, names: Sequence[str], *, platforms: Sequence[Platform] 
             if images.content.has(descriptor.digest):
                 blobs[descriptor.digest] = descriptor.size
         name = None if image.name is None or image.name.startswith(DANGLING) else image.name
-        index.append(_entry(target, name))
+        if (entry := _entry(target, name)) not in index:
+            index.append(entry)
         _describe(items, founds, name)
     files = {_path(digest): data for digest, data in extra.items()}
-    files["index.json"] = oci.encode(
-        Index(schema_version=2, media_type=oci.OCI_INDEX, manifests=list(dict.fromkeys(index)))
-    )
+    files["index.json"] = oci.encode(Index(schema_version=2, media_type=oci.OCI_INDEX, manifests=index))
     files["manifest.json"] = msgspec.json.encode(list(items.values()))
     files["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
     return _write(images, files, blobs)
@@ -143,7 +143,7 @@ def _write(images: Images, files: dict[str, bytes], blobs: dict[str, int]) -> It
         for digest in blobs:
             lease.add(digest)
         for folder in (b"blobs/", b"blobs/sha256/"):
-            yield tarwriter.header(folder, kind=headers.DIRECTORY, mode=0o755)
+            yield tarwriter.header(folder, kind=DIRECTORY, mode=0o755)
         for name in sorted({*files, *sources}):
             if name in files:
                 yield tarwriter.member(name.encode(), files[name])

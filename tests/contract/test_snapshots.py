@@ -1,0 +1,405 @@
+"""One suite on every storage driver (`store.snapshots.Snapshots`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.linux import mounts as mounts_of
+from dray.runtime.model import Mount
+from dray.store.layers.diff import write_layer
+from dray.store.metadata import Metadata
+from dray.store.overlay import Overlay
+from dray.store.snapshots import LayerSource
+from dray.store.vfs import Vfs
+from support.layers import describe, entry, folder, hardlink, make, source, symlink
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+Driver = Overlay | Vfs
+Opener = Callable[[], Driver]
+
+
+@pytest.fixture(params=["overlay2", "vfs"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    """Open the driver, or open it again as after a kill."""
+    opened: list[tuple[Driver, Metadata]] = []
+    kind = {"overlay2": Overlay, "vfs": Vfs}[request.param]
+
+    def close() -> None:
+        for driver, records in opened:
+            driver.close()
+            records.close()
+        opened.clear()
+
+    def again() -> Driver:
+        close()
+        records = Metadata(tmp_path / "data" / "metadata.db")
+        opened.append((kind(tmp_path / "data" / request.param, records), records))
+        return opened[0][0]
+
+    yield again
+    close()
+
+
+@pytest.fixture
+def driver(reopen: Opener) -> Driver:
+    return reopen()
+
+
+@contextlib.contextmanager
+def mounted(mounts: list[Mount], at: Path) -> Iterator[Path]:
+    at.mkdir(exist_ok=True)
+    (mount,) = mounts
+    if mount.type == "bind":
+        subprocess.run(["mount", "--bind", mount.source, at], check=True)
+        if "ro" in mount.options:
+            subprocess.run(["mount", "-o", "remount,bind,ro", at], check=True)
+    else:
+        mounts_of.mount_filesystem(mount.type, mount.source, str(at), mounts_of.parse_options(mount.options))
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", at], check=True)
+
+
+def stack(folder: Path, *tars: bytes) -> list[LayerSource]:
+    sources: list[LayerSource] = []
+    for number, tar in enumerate(tars):
+        parent = sources[-1].chain_id if sources else None
+        sources.append(source(tar, folder, chain_id=f"sha256:{number:064x}", parent=parent))
+    return sources
+
+
+def contents(driver: Driver, key: str, tmp_path: Path) -> dict[str, object]:
+    with mounted(driver.mounts(key), tmp_path / "look") as root:
+        return {name: what[4] if what[0] in "-l" else what[0] for name, what in describe(root).items()}
+
+
+BASE = make(
+    folder("./", 0o751, uid=3),
+    folder("etc", 0o750, uid=1, gid=2, mtime=77),
+    entry("etc/a", b"a"),
+    entry("etc/b", b"b"),
+    folder("var/lib/deep", 0o700),
+    entry("var/lib/deep/x", b"x"),
+    symlink("lib", "usr/lib"),
+    entry("usr/lib/so", b"so", mode=0o755, uid=9),
+)
+
+
+def test_layers_stack(driver: Driver, tmp_path: Path) -> None:
+    top = make(entry("etc/.wh.a"), entry("etc/c", b"c"), entry("var/lib/.wh.deep"), entry("new/d", b"d"))
+    layers = stack(tmp_path, BASE, top)
+    driver.unpack(layers)
+    driver.prepare("c1", layers[1].chain_id)
+    found = contents(driver, "c1", tmp_path)
+    assert found == {
+        "etc": "d", "etc/b": b"b", "etc/c": b"c", "var": "d", "var/lib": "d", "lib": "usr/lib",
+        "usr": "d", "usr/lib": "d", "usr/lib/so": b"so", "new": "d", "new/d": b"d",
+    }  # fmt: skip
+
+
+def test_unlisted_directories_keep_their_attributes(driver: Driver, tmp_path: Path) -> None:
+    """The middle layer says nothing about / and etc, the top one neither: both must look as in the base."""
+    layers = stack(tmp_path, BASE, make(entry("etc/n", b"1")), make(entry("etc/m", b"2")))
+    driver.unpack(layers)
+    driver.prepare("c1", layers[-1].chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        status = (root / "etc").stat()
+        assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o750, 1, 2)
+        assert (root.stat().st_mode & 0o7777, root.stat().st_uid) == (0o751, 3)
+
+
+def test_a_replaced_directory_does_not_inherit(driver: Driver, tmp_path: Path) -> None:
+    layers = stack(tmp_path, BASE, make(entry(".wh.etc")), make(entry("etc/new", b"1")))
+    driver.unpack(layers)
+    driver.prepare("c1", layers[-1].chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        assert os.listdir(root / "etc") == ["new"]
+        assert (root / "etc").stat().st_mode & 0o7777 == 0o755
+        assert (root / "etc").stat().st_uid == 0
+
+
+def test_opaque_directory_and_root(driver: Driver, tmp_path: Path) -> None:
+    layers = stack(tmp_path, BASE, make(folder("etc"), entry("etc/.wh..wh..opq"), entry("etc/z", b"z")),
+                   make(entry("over", b"1"), entry(".wh..wh..opq")))  # fmt: skip
+    driver.unpack(layers)
+    driver.prepare("c1", layers[1].chain_id)
+    assert {name for name in contents(driver, "c1", tmp_path) if name.startswith("etc/")} == {"etc/z"}
+    driver.prepare("c2", layers[2].chain_id)
+    assert contents(driver, "c2", tmp_path) == {"over": b"1"}
+
+
+def test_hard_link_into_a_lower_layer(driver: Driver, tmp_path: Path) -> None:
+    top = make(hardlink("usr/lib/so.1", "usr/lib/so"), hardlink("so.2", "usr/lib/so.1"))
+    later = make(entry("usr/lib/so", b"replaced"))
+    layers = stack(tmp_path, BASE, make(entry("other", b"o")), top, later)
+    driver.unpack(layers)
+    driver.prepare("c1", layers[2].chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        status = [os.stat(root / name) for name in ("usr/lib/so", "usr/lib/so.1", "so.2")]
+        assert {item.st_ino for item in status} == {status[0].st_ino}
+        assert (status[0].st_uid, status[0].st_mode & 0o777) == (9, 0o755)
+        assert (root / "so.2").read_bytes() == b"so"
+    driver.prepare("c2", layers[3].chain_id)
+    assert contents(driver, "c2", tmp_path)["so.2"] == b"so"
+    assert contents(driver, "c2", tmp_path)["usr/lib/so"] == b"replaced"
+
+
+def test_hard_link_to_nowhere(driver: Driver, tmp_path: Path) -> None:
+    layers = stack(tmp_path, BASE, make(hardlink("x", "not/there")))
+    with pytest.raises(InvalidParameter, match="nowhere"):
+        driver.unpack(layers)
+    assert driver.exists(layers[0].chain_id)
+    assert not driver.exists(layers[1].chain_id)
+
+
+def test_a_failed_layer_leaves_nothing(driver: Driver, tmp_path: Path, reopen: Opener) -> None:
+    good, bad = stack(tmp_path, make(entry("x", b"1")), make(entry("../x", b"1")))
+    with pytest.raises(InvalidParameter):
+        driver.unpack([good, bad])
+    assert not driver.exists(bad.chain_id)
+    assert len(driver.list()) <= 1
+    driver.unpack([good])
+    driver.prepare("c", good.chain_id)
+    assert contents(driver, "c", tmp_path) == {"x": b"1"}
+
+
+def test_writes_stay_apart(driver: Driver, tmp_path: Path) -> None:
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    driver.prepare("c2", layer.chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        (root / "etc/a").write_text("changed")
+        (root / "mine").write_text("12345")
+        (root / "etc/b").unlink()
+    assert "mine" not in contents(driver, "c2", tmp_path)
+    assert contents(driver, "c2", tmp_path)["etc/b"] == b"b"
+    assert contents(driver, layer.chain_id, tmp_path)["etc/a"] == b"a"
+    assert driver.usage("c1").size == len("changed12345")
+    assert driver.usage("c2").size == 0
+
+
+def test_nothing_below(driver: Driver, tmp_path: Path) -> None:
+    driver.prepare("scratch", None)
+    with mounted(driver.mounts("scratch"), tmp_path / "m") as root:
+        assert os.listdir(root) == []
+        (root / "f").write_text("1")
+        assert root.stat().st_mode & 0o7777 == 0o755
+    assert contents(driver, "scratch", tmp_path) == {"f": b"1"}
+    assert [(change.path, change.kind) for change in driver.changes("scratch")] == [("/f", "A")]
+
+
+def test_views_are_read_only(driver: Driver, tmp_path: Path) -> None:
+    layers = stack(tmp_path, BASE, make(entry("top", b"1")))
+    driver.unpack(layers)
+    for key in ("v1", "v2"):
+        driver.prepare(key, layers[int(key[1]) - 1].chain_id, read_only=True)
+        with mounted(driver.mounts(key), tmp_path / "m") as root:
+            assert (root / "etc/a").read_text() == "a"
+            with pytest.raises(OSError, match="Read-only"):
+                (root / "new").write_text("x")
+    assert {info.kind for info in driver.list()} == {"committed", "view"}
+
+
+def test_keys(driver: Driver, tmp_path: Path) -> None:
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    with pytest.raises(Conflict):
+        driver.prepare("c1", layer.chain_id)
+    with pytest.raises(NotFound):
+        driver.prepare("c2", "sha256:" + "f" * 64)
+    for key in ("", "../x", "a/b", ".hidden", "x\n"):
+        with pytest.raises(InvalidParameter):
+            driver.prepare(key, None)
+    for verb in (driver.mounts, driver.upper, driver.usage, driver.changes, driver.remove):
+        with pytest.raises(NotFound):
+            verb("nobody")
+    with pytest.raises(Conflict):
+        driver.remove(layer.chain_id)
+    driver.remove("c1")
+    assert not driver.exists("c1")
+    driver.remove(layer.chain_id)
+    assert driver.list() == []
+
+
+def test_changes(driver: Driver, tmp_path: Path) -> None:
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    assert driver.changes("c1") == []
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        (root / "etc/a").write_text("changed")
+        (root / "etc/b").unlink()
+        (root / "new/sub").mkdir(parents=True)
+        (root / "new/sub/f").write_text("1")
+        subprocess.run(["rm", "-r", root / "var/lib/deep"], check=True)
+        os.symlink("x", root / "link")
+        os.chmod(root / "usr/lib/so", 0o700)
+    assert [(change.path, change.kind) for change in driver.changes("c1")] == [
+        ("/etc", "C"), ("/etc/a", "C"), ("/etc/b", "D"), ("/link", "A"), ("/new", "A"), ("/new/sub", "A"),
+        ("/new/sub/f", "A"), ("/usr", "C"), ("/usr/lib", "C"), ("/usr/lib/so", "C"), ("/var", "C"),
+        ("/var/lib", "C"), ("/var/lib/deep", "D"),
+    ]  # fmt: skip
+
+
+def test_a_directory_made_anew(driver: Driver, tmp_path: Path) -> None:
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        subprocess.run(["rm", "-r", root / "etc"], check=True)
+        (root / "etc").mkdir()
+        (root / "etc/b").write_text("other")
+    kinds = {change.path: change.kind for change in driver.changes("c1")}
+    assert kinds == {"/etc": "C", "/etc/a": "D", "/etc/b": "C"}
+
+
+def test_a_layer_of_the_changes_gives_the_same_tree(driver: Driver, tmp_path: Path) -> None:
+    """diff, then apply on the same base: the two trees are the same, and so are two runs of the writer."""
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        (root / "etc/a").write_text("changed")
+        (root / "etc/b").unlink()
+        subprocess.run(["rm", "-r", root / "var"], check=True)
+        (root / "var").mkdir(mode=0o711)
+        (root / "var" / ("long" * 40)).mkdir()
+        (root / "var" / ("long" * 40) / "ü").write_text("u" * 10_000)
+        os.link(root / "etc/a", root / "hard")
+        os.mkfifo(root / "fifo")
+        os.chown(root / "fifo", 3_000_000, 5)
+        os.setxattr(root / "etc/a", "user.note", b"kept \n\0 bytes")
+        expected = describe(root)
+    changes = driver.changes("c1")
+    tar = b"".join(write_layer(driver.upper("c1"), changes))
+    assert tar == b"".join(write_layer(driver.upper("c1"), changes))
+    again = source(tar, tmp_path, chain_id="sha256:" + "e" * 64, parent=layer.chain_id)
+    driver.unpack([layer, again])
+    driver.prepare("c2", again.chain_id)
+    with mounted(driver.mounts("c2"), tmp_path / "m") as root:
+        assert describe(root) == expected
+        assert os.getxattr(root / "etc/a", "user.note") == b"kept \n\0 bytes"
+        assert (root / "hard").stat().st_ino == (root / "etc/a").stat().st_ino
+
+
+def test_commit(driver: Driver, tmp_path: Path) -> None:
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        (root / "etc/a").unlink()
+        (root / "added").write_text("1")
+    driver.commit("c1", "sha256:" + "d" * 64, "sha256:" + "c" * 64)
+    assert not driver.exists("c1")
+    driver.prepare("c1", "sha256:" + "d" * 64)
+    found = contents(driver, "c1", tmp_path)
+    assert found["added"] == b"1"
+    assert "etc/a" not in found
+
+
+def test_everything_is_there_after_a_restart(reopen: Opener, tmp_path: Path) -> None:
+    driver = reopen()
+    layers = stack(tmp_path, BASE, make(entry("x", b"1")))
+    driver.unpack(layers)
+    driver.prepare("c1", layers[1].chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        (root / "mine").write_text("1")
+    before = sorted(driver.list(), key=str)
+    driver = reopen()
+    assert sorted(driver.list(), key=str) == before
+    assert contents(driver, "c1", tmp_path)["mine"] == b"1"
+    driver.prepare("c2", layers[0].chain_id)
+
+
+def test_leftovers_of_a_crash_go(reopen: Opener, tmp_path: Path) -> None:
+    driver = reopen()
+    root = tmp_path / "data" / driver.name
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    driver.empty_trash()
+    (root / "zz" / "diff").mkdir(parents=True)
+    (root / "zz" / "diff" / "half").write_text("unpacked")
+    (root / "trash" / "old").mkdir()
+    driver = reopen()
+    driver.empty_trash()
+    assert not (root / "zz").exists()
+    assert os.listdir(root / "trash") == []
+    assert contents(driver, "c1", tmp_path)["etc/a"] == b"a"
+    assert driver.exists(layer.chain_id)
+
+
+def test_layers_torn_by_a_power_loss_are_unpacked_again(
+    reopen: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = reopen()
+    settled, torn = stack(tmp_path, BASE, make(entry("x", b"1")))
+    driver.unpack([settled])
+    driver.settle()
+    monkeypatch.setattr("dray.store.ledger.Ledger.settle_later", lambda self: None)
+    driver.unpack([settled, torn])
+    driver.prepare("c1", torn.chain_id)
+    monkeypatch.setattr("dray.store.ledger.boot_id", lambda: "another boot")
+    driver = reopen()
+    assert driver.exists(settled.chain_id)
+    assert not driver.exists(torn.chain_id)
+    with pytest.raises(NotFound):
+        driver.mounts("c1") if driver.name == "overlay2" else driver.mounts(torn.chain_id)
+    driver.unpack([settled, torn])
+    assert contents(driver, "c1", tmp_path)["x"] == b"1"
+
+
+def test_an_upper_directory_lost_by_a_power_loss_is_made_anew(reopen: Opener, tmp_path: Path) -> None:
+    driver = reopen()
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    subprocess.run(["rm", "-r", driver.upper("c1").parent], check=True)
+    driver = reopen()
+    assert contents(driver, "c1", tmp_path)["etc/a"] == b"a"
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        assert root.stat().st_mode & 0o7777 == 0o751
+
+
+def test_another_user_cannot_walk_in(driver: Driver, tmp_path: Path) -> None:
+    """CVE-2021-41091: files with set-user-id bits inside layers are out of reach of the host's users."""
+    (layer,) = stack(tmp_path, make(folder("./", 0o777), entry("suid", b"#!/bin/sh\n", mode=0o4755)))
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    for parent in [tmp_path, *tmp_path.parents][:-2]:
+        os.chmod(parent, os.stat(parent).st_mode | 0o711)
+    for key in (layer.chain_id, "c1"):
+        target = driver.upper(key)
+        result = subprocess.run(["ls", target], user=65534, group=65534, capture_output=True, check=False)
+        assert result.returncode != 0
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        assert root.stat().st_mode & 0o7777 == 0o777
+
+
+def test_many_layers_fit_into_the_mount_options(driver: Driver, tmp_path: Path) -> None:
+    tars = [make(entry(f"f{number}", b"1")) for number in range(60)]
+    layers = stack(tmp_path, *tars)
+    driver.unpack(layers)
+    driver.prepare("c1", layers[-1].chain_id)
+    assert len(contents(driver, "c1", tmp_path)) == 60
+
+
+def test_unpack_reports_progress(driver: Driver, tmp_path: Path) -> None:
+    layers = stack(tmp_path, BASE, make(entry("x", os.urandom(3 << 20))))
+    told: list[tuple[str, int, int]] = []
+    driver.unpack(layers, lambda *what: told.append(what))
+    for layer in layers:
+        steps = [done for key, done, total in told if key == layer.chain_id and total == layer.size]
+        assert steps == sorted(steps)
+        assert steps[-1] == layer.size
