@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -94,6 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="the JSON file; default bench/results/TIME.json")
     options = parser.parse_args(argv)
 
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ended from outside, it still takes its engines down
     archives = [cache.busybox_archive(), cache.nginx_archive(), cache.bulk_archive()]
     described = machine()
     world = World()

@@ -39,7 +39,8 @@ for _ in $(seq 200); do
 done
 
 set -e
-if ! "$bin/python" -m dray.store.helloworld >"$base/hello-world.tar" || ! "$bin/dray" load -i "$base/hello-world.tar" ||
+made='import sys; from dray.store.helloworld import archive; sys.stdout.buffer.write(archive())'
+if ! "$bin/python" -c "$made" >"$base/hello-world.tar" || ! "$bin/dray" load -i "$base/hello-world.tar" ||
     ! "$bin/dray" run --rm hello-world; then
     echo "the daemon's log:" >&2
     tail -n 30 "$base/drayd.log" >&2

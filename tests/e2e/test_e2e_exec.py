@@ -157,3 +157,8 @@ def test_ends_with_its_container(engine: Engine, box: str) -> None:
         until(lambda: engine.ok("top", box).count("sleep") == 2, what="the exec's program")
         engine.ok("kill", box)
         assert client.wait(20) == 137
+
+
+def test_statuses_are_never_lost(engine: Engine, box: str) -> None:
+    for number in range(40):
+        assert engine.docker("exec", box, "sh", "-c", f"echo x; exit {number + 1}").returncode == number + 1

@@ -178,3 +178,14 @@ def test_detached_run_loses_nothing(engine: Engine) -> None:
     time.sleep(0.1)
     lines = engine.ok("logs", "box").splitlines()
     assert (len(lines), lines[-1]) == (200_000, "200000")
+
+
+def test_follow_races_the_end(engine: Engine) -> None:
+    """Following a container that is just ending ends too, with all it wrote."""
+    for _ in range(30):
+        made = engine.ok("run", "-d", "busybox", "echo", "x")
+        assert engine.docker("logs", "-f", made, timeout=10).stdout == "x\n"
+        made = engine.ok("create", "busybox", "echo", "x")
+        assert engine.api("POST", f"/containers/{made}/start")[0] == 204
+        status, _, body = engine.api("GET", f"/containers/{made}/logs?stdout=1&stderr=1&follow=1", timeout=10)
+        assert (status, body[8:]) == (200, b"x\n")
