@@ -64,17 +64,18 @@ class ExternalRuntime:
             raise Conflict(f"container with id exists: {request.id}")
         libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
         directory = Path(request.bundle) / "runtime"
-        root = os.path.normpath(os.path.join(request.bundle, (request.spec.get("root") or {}).get("path") or ""))
+        spec = request.document
+        root = os.path.normpath(os.path.join(request.bundle, (spec.get("root") or {}).get("path") or ""))
         with contextlib.ExitStack() as undo:
             directory.mkdir(mode=0o700, exist_ok=True)
             undo.callback(remove_tree, directory)
             if request.rootfs:
                 self._mount_root(root, request)
                 undo.callback(_unmount, root)
-            config = external_spec(request.spec, root, request.namespace_fds)
+            config = external_spec(spec, root, request.namespace_fds)
             config["process"] = _sized(config.get("process") or {}, request.console_size)
             (directory / "config.json").write_text(json.dumps(config))
-            terminal = bool((request.spec.get("process") or {}).get("terminal"))
+            terminal = bool((spec.get("process") or {}).get("terminal"))
             started = self._launch(
                 directory,
                 ["create", "--bundle", str(directory)],
@@ -86,7 +87,7 @@ class ExternalRuntime:
             undo.pop_all()
         if started.console is not None and request.console_size is not None:
             set_size(started.console, request.console_size)
-        cgroups_path = (request.spec.get("linux") or {}).get("cgroupsPath") or ""
+        cgroups_path = (spec.get("linux") or {}).get("cgroupsPath") or ""
         self._containers[request.id] = _Known(directory, root, bool(request.rootfs), cgroups_path)
         return started
 

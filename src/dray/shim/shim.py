@@ -38,6 +38,7 @@ from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.base.files import remove_tree, write_atomic
 from dray.linux import libc
 from dray.logs import registry as log_drivers
+from dray.runtime import document
 from dray.runtime.model import CreateRequest, ExecRequest, Mount, Runtime
 from dray.shim import requests
 from dray.shim.connections import Connection, Listener
@@ -77,7 +78,8 @@ class Shim:
         self._connections: list[Connection] = []
         self._listener: Listener | None = None
         self._task: TaskCreate | None = None
-        self._spec: dict[str, Any] = {}
+        self._config = b""
+        self._spec: dict[str, Any] = {}  # its outline
         self._runtime: Runtime | None = None
         self._init: Process | None = None
         self._execs: dict[str, Process] = {}
@@ -190,8 +192,8 @@ class Shim:
             os.unlink(os.path.join(task.state_dir, "exit.json"))
         write_atomic(os.path.join(task.run_dir, "task.json"), msgspec.json.encode(task), durable=False)
         write_atomic(os.path.join(task.run_dir, "shim.pid"), b"%d\n" % os.getpid(), durable=False)
-        with open(os.path.join(task.run_dir, "config.json"), "rb") as config:
-            self._spec = requests.plain.decode(config.read())
+        self._config = _read_config(task)
+        self._spec = document.outline(self._config)
 
     def _make(
         self, task: TaskCreate, named: dict[str, int], attachments: list[AttachRequest], message: rpc.Received
@@ -205,11 +207,12 @@ class Shim:
         request = CreateRequest(
             id=task.id,
             bundle=Path(task.run_dir),
-            spec=self._spec,
+            spec=self._config,
             rootfs=[Mount(m.type, m.source, tuple(m.options), m.target) for m in task.rootfs],
             namespace_fds={"network": named["network"]} if "network" in named else {},
             console_size=task.console_size,
         )
+        self._config = b""
         init.run(lambda stdio: runtime.create(replace(request, stdio=stdio)), stdin=task.open_stdin, output=True)
         if task.forwards:
             self._forward(task)
@@ -304,7 +307,7 @@ class Shim:
         order = ExecRequest(
             id=self.task.id,
             process=request.process,
-            seccomp=self._spec.get("linux", {}).get("seccomp"),
+            seccomp=document.profile_of(_read_config(self.task)),
             console_size=request.console_size,
         )
         attach = request.attach
@@ -404,6 +407,14 @@ class Shim:
         self._released = True
 
 
+def _read_config(task: TaskCreate) -> bytes:
+    fd = os.open(os.path.join(task.run_dir, "config.json"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+
+
 def _has_own_pids(spec: dict[str, Any]) -> bool:
-    namespaces = spec.get("linux", {}).get("namespaces", [])
+    namespaces = spec["linux"].get("namespaces") or []
     return any(namespace["type"] == "pid" and not namespace.get("path") for namespace in namespaces)

@@ -29,6 +29,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from dray.base.errors import DrayError, InvalidParameter
 from dray.linux import cgroups, libc, seccomp
 from dray.runtime.model import Runtime
@@ -126,7 +128,9 @@ class _Zygote:
                 case "call":
                     self._fork(self._call, answer, message)
                 case "warm":
-                    seccomp.program(request["profile"])  # kept for every shim that is forked from here on
+                    seccomp.of_text(
+                        msgspec.json.encode(request["profile"])
+                    )  # kept for every shim that is forked from here on
                     gc.freeze()
                     answer.send({"result": None})
                 case "network namespace":

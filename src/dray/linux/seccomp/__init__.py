@@ -39,6 +39,7 @@ _TSYNC_ESRCH = 1 << 4
 
 _VERSION = b"3"  # raised when the compiler's output changes
 _programs: dict[bytes, bytes] = {}
+_flags: dict[bytes, int] = {}  # of profiles that came as text
 
 
 @functools.cache
@@ -66,6 +67,15 @@ def program(profile: Mapping[str, Any], *, cache_dir: str | os.PathLike[str] | N
             write_atomic(path, code, durable=False)
     _programs[digest.digest()] = code
     return code
+
+
+def of_text(profile: bytes) -> tuple[bytes, int]:
+    """Return (program, flags) of a profile that is JSON text; parsed only when the same text was not seen before."""
+    key = hashlib.sha256(_salt() + profile).digest()
+    if key not in _flags:
+        parsed = msgspec.json.decode(profile, type=dict[str, Any])
+        _programs[key], _flags[key] = program(parsed), filter_flags(parsed)
+    return _programs[key], _flags[key]
 
 
 def preload() -> None:
