@@ -3,7 +3,7 @@
 It is born (clone3) in its new namespaces as a copy of the shim's Python, undumpable, and does in this order:
 
     1. keep only the descriptors it was given; new session; die with the shim (when there is one)
-       read config.json, check it, make the program and the plan of it (`_plan`)
+       read config.json, check it, make the program and the plan of it (`plan`); before that nothing is looked at
     2. new user namespace: wait for Mapped, become its root; join namespaces given by path
     3. host name, sysctls, session keyring, labels: on the host's /proc, which nobody in the container can alter
        (v1: it makes its cgroup itself and enters it, as one of the plan's operations)

@@ -4,6 +4,9 @@
 `execve`. No daemon, no thread, no file but the cgroup's: what is needed later is held in memory by the caller's
 `BuiltinRuntime`, or, given a `state_dir`, on disk as well, for the `dray-runtime` command.
 
+The caller reads an outline of the spec; what only init needs, init computes itself, after the fork: its memory goes
+with `execve`, the caller's stays (see `document` and docs/flows/start-of-init.md).
+
 Ownership: the caller reaps every process whose pid it was given; helpers that this module forks it reaps itself.
 """
 
@@ -226,7 +229,7 @@ class _Creation:
             pid=self.pid,
             start_time=begun,
             bundle=str(request.bundle),
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            created="" if self.directory is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             spec=spec,
             namespaces=sorted(spaces.own),
         )

@@ -58,20 +58,27 @@ KILLED = 128 + signal.SIGKILL
 RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
 
 
-def serve(connection: rpc.Channel, runtimes: RuntimeFactory) -> None:
-    """Be a shim until the container is over (in a freshly forked process)."""
+def serve(wait: Callable[[], rpc.Channel | None], runtimes: RuntimeFactory) -> None:
+    """Be a shim until the container is over (in a freshly forked process).
+
+    `wait` returns the connection with the daemon, None if there will not be one; it may take its time.
+    """
     os.setsid()
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    libc.set_process_name("dray-shim")
     os.dup2(0, 2)  # /dev/null: the daemon's stderr is not ours to keep open
-    Shim(connection, runtimes).run()
+    shim = Shim(runtimes)
+    channel = wait()  # a spare shim spends its life here
+    if channel is not None:
+        libc.set_process_name("dray-shim")
+        shim.connect(channel.socket)
+        shim.run()
 
 
 class Shim:
     """A container and everything that belongs to it in user space."""
 
-    def __init__(self, channel: rpc.Channel, runtimes: RuntimeFactory) -> None:
+    def __init__(self, runtimes: RuntimeFactory) -> None:
         self._runtimes = runtimes
         self._loop = Loop(self._failed)
         self._oom = OomMonitor(self._loop, self._count_oom, lambda: self._tell({"event": "oom"}))
@@ -103,7 +110,6 @@ class Shim:
             "seen": self._seen,
             "release": lambda _params, _message: self._release(),
         }
-        self._connect(channel.socket)
 
     @property
     def task(self) -> TaskCreate:
@@ -118,6 +124,17 @@ class Shim:
             self._loop.turn()
         if self._listener is not None:
             self._listener.close()
+
+    def turn(self) -> None:
+        """Serve what has come, once."""
+        self._loop.turn()
+
+    def abandon(self) -> None:
+        """Undo everything (a rehearsal's end)."""
+        self._undo(self.task)
+        for connection in tuple(self._connections):
+            connection.close()
+        self._loop.close()
 
     def _idle(self) -> bool:
         """Whether the process may end."""
@@ -142,7 +159,8 @@ class Shim:
 
     # --- connections ---
 
-    def _connect(self, connection: socket.socket) -> None:
+    def connect(self, connection: socket.socket) -> None:
+        """Obey a daemon; `connection` is owned from here on."""
         self._connections.append(Connection(self._loop, connection, self._handle, self._disconnected))
 
     def _disconnected(self, connection: Connection) -> None:
@@ -174,7 +192,7 @@ class Shim:
         request = requests.create.decode(params)
         task = self._task = request.task
         try:
-            self._listener = Listener(self._loop, task.run_dir, self._connect)
+            self._listener = Listener(self._loop, task.run_dir, self.connect)
             self._prepare(task, params)
             named = list(zip(task.fds, message.take(len(task.fds)), strict=True))
             self._held = [fd for _, fd in named]

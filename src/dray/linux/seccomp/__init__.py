@@ -39,7 +39,7 @@ _TSYNC_ESRCH = 1 << 4
 
 _VERSION = b"3"  # raised when the compiler's output changes
 _programs: dict[bytes, bytes] = {}
-_flags: dict[bytes, int] = {}  # of profiles that came as text
+_texts: dict[bytes, tuple[bytes, int]] = {}  # profile as JSON text → (program, flags)
 
 
 @functools.cache
@@ -71,11 +71,11 @@ def program(profile: Mapping[str, Any], *, cache_dir: str | os.PathLike[str] | N
 
 def of_text(profile: bytes) -> tuple[bytes, int]:
     """Return (program, flags) of a profile that is JSON text; parsed only when the same text was not seen before."""
-    key = hashlib.sha256(_salt() + profile).digest()
-    if key not in _flags:
+    known = _texts.get(profile)
+    if known is None:
         parsed = msgspec.json.decode(profile, type=dict[str, Any])
-        _programs[key], _flags[key] = program(parsed), filter_flags(parsed)
-    return _programs[key], _flags[key]
+        known = _texts[profile] = program(parsed), filter_flags(parsed)
+    return known
 
 
 def preload() -> None:
