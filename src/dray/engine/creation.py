@@ -209,8 +209,6 @@ class Creator:
                 raise InvalidParameter(
                     f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
                 )
-            elif point.type == "image":
-                raise InvalidParameter('invalid mount config for type "image": image mounts are not built in yet')
         fresh = [point for point in record.mounts if point.type == "volume" and point.copy]
         if fresh:
             await asyncio.to_thread(self._fill, record, fresh)
