@@ -403,3 +403,26 @@ def test_unpack_reports_progress(driver: Driver, tmp_path: Path) -> None:
         steps = [done for key, done, total in told if key == layer.chain_id and total == layer.size]
         assert steps == sorted(steps)
         assert steps[-1] == layer.size
+
+
+def test_large_layers_in_processes(driver: Driver, tmp_path: Path) -> None:
+    """From a size on, layers are unpacked by processes; the outcome and the errors are the same."""
+    big = entry("big", os.urandom(9 << 20))
+    above = make(big, entry("etc/n\udcff", b"odd name"), folder("o"), entry("o/.wh..wh..opq"))
+    linked = make(big, hardlink("l", "etc/a"))
+    told: list[tuple[str, int, int]] = []
+    layers = stack(tmp_path, BASE, above, linked)
+    driver.unpack(layers, lambda *what: told.append(what))
+    driver.prepare("c1", layers[-1].chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        assert (root / "etc").stat().st_mode & 0o7777 == 0o750
+        assert (root / "etc/n\udcff").read_bytes() == b"odd name"
+        assert (root / "l").stat().st_ino == (root / "etc/a").stat().st_ino
+        assert (root / "big").stat().st_size == 9 << 20
+    assert any(key == layers[1].chain_id and done == total for key, done, total in told)
+    bad = stack(tmp_path, BASE, make(big, entry("../x", b"1")))
+    bad[1] = LayerSource("sha256:" + "9" * 64, bad[0].chain_id, bad[1].diff_id, bad[1].open, size=bad[1].size)
+    extra = LayerSource("sha256:" + "8" * 64, bad[1].chain_id, bad[0].diff_id, bad[0].open, size=bad[0].size)
+    with pytest.raises(InvalidParameter, match="leaves the root"):
+        driver.unpack([*bad, extra])
+    assert not driver.exists(bad[1].chain_id)

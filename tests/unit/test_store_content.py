@@ -144,3 +144,25 @@ def test_same_content_twice(store: ContentStore) -> None:
     second.write(DATA)
     assert first.commit() == second.commit() == DIGEST
     assert dict(store.walk()) == {DIGEST: len(DATA)}
+
+
+def test_a_staged_blob_can_be_read_before_it_has_a_name(store: ContentStore) -> None:
+    ingest = store.ingest(expected=DIGEST)
+    ingest.write(DATA)
+    assert not store.has(DIGEST)
+    assert ingest.stage(size=len(DATA)) == DIGEST
+    assert store.has(DIGEST)
+    assert store.read(DIGEST) == DATA
+    assert list(store.walk()) == []
+    ingest.commit()
+    assert store.read(DIGEST) == DATA
+    assert dict(store.walk()) == {DIGEST: len(DATA)}
+    other = store.ingest(expected=digests.of(b"x"))
+    other.write(b"y")
+    with pytest.raises(InvalidParameter):
+        other.stage()
+    third = store.ingest()
+    third.write(b"gone")
+    digest = third.stage()
+    third.abort()
+    assert not store.has(digest)

@@ -46,7 +46,7 @@ def _document(value: msgspec.Struct) -> Document:
     return document
 
 
-def container_summaries(found: list[models.ContainerSummary], version: Version) -> list[models.ContainerSummary]:
+def container_summaries(found: list[models.ContainerSummary], version: Version) -> Any:
     """Shape the list of containers."""
     if version >= (1, 52):
         return found
@@ -56,7 +56,12 @@ def container_summaries(found: list[models.ContainerSummary], version: Version) 
             summary.image_manifest_descriptor = None
         if version < (1, 46):
             summary.host_config.annotations = {}
-    return found
+    if version >= (1, 48):
+        return found
+    documents = [_document(summary) for summary in found]
+    for document in documents:
+        _age_endpoints(document["NetworkSettings"]["Networks"].values(), document["Id"], version)
+    return documents
 
 
 def container(found: models.ContainerInspectResponse, version: Version) -> Any:
@@ -106,6 +111,8 @@ def _age_endpoints(endpoints: Iterable[Document], container_id: str, version: Ve
 def image_summaries(found: list[models.ImageSummary], version: Version) -> Any:
     """Shape the list of images."""
     for summary in found:
+        if version < (1, 51):
+            summary.containers = -1
         if version < (1, 48):
             summary.descriptor = None
         if version < (1, 47):

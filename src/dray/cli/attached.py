@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import select
-import time
 
+from dray.base.errors import DrayError
 from dray.cli import signals, terminal
 from dray.cli.command import Failure, StatusError
 from dray.cli.streams import Detached, Session
@@ -30,13 +29,25 @@ def check_tty(attach_stdin: bool, tty: bool) -> None:
         raise Failure("the input device is not a TTY")
 
 
-def exit_status(response: Response) -> int:
-    """Read a wait's answer: the container's status; StatusError 125 when waiting failed."""
-    answer = response.json() or {}
-    error = (answer.get("Error") or {}).get("Message")
-    if error:
-        raise StatusError(125, str(error))
-    return int(answer.get("StatusCode", 0))
+class Waiting:
+    """A wait that the daemon has registered, on a connection of its own. Close it."""
+
+    def __init__(self, app: App, container: str, condition: str = "") -> None:
+        self._client = app.client.clone()
+        self._response: Response = self._client.containers.wait(container, condition=condition)
+
+    def status(self) -> int:
+        """Return the container's exit status once it has one; StatusError 125 when waiting failed."""
+        answer = self._response.json() or {}
+        error = (answer.get("Error") or {}).get("Message")
+        if error:
+            raise StatusError(125, str(error))
+        return int(answer.get("StatusCode", 0))
+
+    def close(self) -> None:
+        """Give up the wait."""
+        self._response.close()
+        self._client.close()
 
 
 class Attachment:
@@ -93,15 +104,20 @@ class Attachment:
         finally:
             self._connection.close()
 
+    def redraw(self) -> None:
+        """Make a program that is already running draw its screen, by a size that differs and then the real one."""
+        height, width = terminal.size()
+        if not height and not width:
+            return
+        try:
+            self._resize(height + 1, width + 1)
+        except DrayError:
+            # A program without a terminal yet, or gone; attaching tells.
+            return
+
     def drain(self) -> None:
         """Give up the stream."""
         self._connection.close()
 
 
-def wait_readable(response_socket: int, seconds: float) -> bool:
-    """Wait for a descriptor to become readable."""
-    deadline = time.monotonic() + seconds
-    return bool(select.select([response_socket], [], [], max(deadline - time.monotonic(), 0))[0])
-
-
-__all__ = ["Attachment", "Detached", "check_tty", "detach_keys", "exit_status"]
+__all__ = ["Attachment", "Detached", "Waiting", "check_tty", "detach_keys"]

@@ -59,6 +59,8 @@ def tar_pieces(
                 continue
             if member is None:  # a socket
                 continue
+            # Whole seconds, as docker sends them: a fraction would cost every file a header of its own.
+            member.mtime = int(member.mtime)
             if not own:
                 member.uid = member.gid = 0
                 member.uname = member.gname = ""

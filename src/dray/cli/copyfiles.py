@@ -153,6 +153,7 @@ class Unpacker:
             os.unlink(path)
         if member.issym():
             os.symlink(member.linkname, path)
+            os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
             return
         if member.islnk():
             os.link(self._place(member.linkname), path, follow_symlinks=False)

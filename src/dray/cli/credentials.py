@@ -130,11 +130,8 @@ class Credentials:
     def erase(self, server: str) -> bool:
         """Forget a registry's credentials; returns whether there were any."""
         auths = self._config.mapping("auths")
-        keys = [
-            key
-            for key in (server, hostname(server), f"https://{hostname(server)}", f"http://{hostname(server)}")
-            if key in auths
-        ]
+        host = hostname(server)
+        keys = {server, host, f"https://{host}", f"http://{host}"} & set(auths)
         helper = self.helper_for(server)
         if helper:
             try:

@@ -118,7 +118,7 @@ class Session:
         self._stdin = stdin
         self._pending = memoryview(b"")
         self._filter = DetachFilter(detach_keys) if tty and detach_keys else None
-        self._half_closed = False
+        self._ended = False  # standard input is at its end, and the daemon has not been told
         if tty:
             self._deliver: Callable[[bytes], None] = lambda data: (
                 write_all(stdout, data) if stdout is not None else None
@@ -133,20 +133,19 @@ class Session:
         if early:
             self._deliver(early)
         self._socket.setblocking(False)
-        reading_stdin = self._stdin is not None
         while True:
-            readers: list[int | socket.socket] = [self._socket]
-            if reading_stdin and not self._pending:
-                assert self._stdin is not None
+            readers: list[int] = [self._socket.fileno()]
+            if self._stdin is not None and not self._pending:
                 readers.append(self._stdin)
-            readable, writable, _ = select.select(readers, [self._socket] if self._pending else [], [])
-            if self._socket in readable and not self._receive():
+            writers = [self._socket.fileno()] if self._pending else []
+            readable, writable, _ = select.select(readers, writers, [])
+            if self._socket.fileno() in readable and not self._receive():
                 return
             if self._stdin in readable:
-                reading_stdin = self._read_stdin()
+                self._read_stdin()
             if self._pending and (writable or self._stdin in readable):
                 self._send()
-            if not reading_stdin and self._stdin is not None and not self._pending:
+            if self._ended and not self._pending:
                 self._close_write()
 
     def _receive(self) -> bool:
@@ -169,25 +168,25 @@ class Session:
             if pending is None or not pending():
                 return True
 
-    def _read_stdin(self) -> bool:
+    def _read_stdin(self) -> None:
         assert self._stdin is not None
         try:
             data = os.read(self._stdin, _SIZE)
         except BlockingIOError:
-            return True
+            return
         except OSError:
-            return False
+            data = b""
         if not data:
-            return False
+            self._stdin, self._ended = None, True
+            return
+        left = False
         if self._filter is not None:
             data, left = self._filter.feed(data)
-            if left:
-                self._pending = memoryview(data)
-                if data:
-                    self._send()
-                raise Detached
         self._pending = memoryview(data)
-        return True
+        if left:
+            if data:
+                self._send()
+            raise Detached
 
     def _send(self) -> None:
         try:
@@ -203,10 +202,7 @@ class Session:
                 raise
 
     def _close_write(self) -> None:
-        self._stdin = None
-        if self._half_closed:
-            return
-        self._half_closed = True
+        self._ended = False
         try:
             # Not SSLSocket.shutdown, which would end reading as well.
             socket.socket.shutdown(self._socket, socket.SHUT_WR)

@@ -368,10 +368,9 @@ class Transport:
         host = self.address.host if self.address.scheme == "tcp" else "api.moby.localhost"
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", f"User-Agent: {self._agent}"]
         lines += [f"{name}: {value}" for name, value in {**self._headers, **headers}.items()]
-        head = "\r\n".join(lines)
-        if "\n" in head.replace("\r\n", ""):
+        if any("\r" in line or "\n" in line for line in lines):
             raise ProtocolError("a header or path must not contain a line break")
-        return head.encode() + b"\r\n\r\n"
+        return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
     def _exchange(
         self, method: str, target: str, headers: dict[str, str], body: bytes | Readable | None

@@ -9,7 +9,7 @@ from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import CreateOptions, RemoveOptions
 from dray.base.errors import Conflict, NotFound, Unsupported
-from dray.engine import clock, listing, stats, top, updating, views
+from dray.engine import clock, initfiles, listing, stats, top, updating, views
 from dray.engine.creation import Creator
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs
@@ -18,8 +18,6 @@ from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container
 from dray.engine.registry import Registry
 from dray.store.snapshots import Snapshots
-
-MARK = "/.dockerenv"  # ours, not the container's doing
 
 
 class Containers:
@@ -69,7 +67,7 @@ class Containers:
         if size:
             sizes = await asyncio.to_thread(self._sizes, chosen)
             for summary, (writable, whole) in zip(shown, sizes, strict=True):
-                summary.size_rw, summary.size_rootfs = writable, whole
+                summary.size_rw, summary.size_rootfs = writable or None, whole  # dockerd leaves a zero out
         return shown
 
     def _sizes(self, containers: list[Container]) -> list[tuple[int, int]]:
@@ -164,9 +162,7 @@ class Containers:
         found = await asyncio.to_thread(self._snapshots.changes, container.id)
         kinds = {"C": 0, "A": 1, "D": 2}
         return [
-            api.FilesystemChange(path=change.path, kind=kinds[change.kind])
-            for change in found
-            if change.path != MARK
+            api.FilesystemChange(path=change.path, kind=kinds[change.kind]) for change in initfiles.without(found)
         ]
 
     def stats(self, ref: str, *, stream: bool, one_shot: bool) -> AsyncIterator[api.ContainerStatsResponse]:

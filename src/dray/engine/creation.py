@@ -21,7 +21,7 @@ from dray.api.requests import CreateOptions
 from dray.base import digest
 from dray.base.errors import InvalidParameter, NotFound
 from dray.base.files import remove_tree
-from dray.engine import clock, merge, mounts, names, rootfs, validate
+from dray.engine import clock, initfiles, merge, mounts, names, rootfs, validate
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
@@ -129,7 +129,7 @@ class Creator:
             os.mkdir(directory, 0o700)
             undo.callback(remove_tree, directory)
             self._snapshots.prepare(container_id, image.chain_id)
-            self._mark(container_id)
+            initfiles.mark(self._snapshots.upper(container_id))
             undo.callback(self._snapshots.remove, container_id)
             await self._prepare_volumes(record, undo)
             record.state.status, record.remove_volumes = "created", False
@@ -149,10 +149,6 @@ class Creator:
             record.state.status, record.remove_volumes = "removing", True
             self._registry.save(Container(record))
             undo.callback(self._registry.remove, Container(record))
-
-    def _mark(self, container_id: str) -> None:
-        """Leave the file by which programs tell that they are in a container."""
-        os.close(os.open(self._snapshots.upper(container_id) / ".dockerenv", os.O_CREAT | os.O_CLOEXEC, 0o755))
 
     def _with_defaults(self, ask: api.HostConfig) -> api.HostConfig:
         """Fill in the daemon's defaults, as inspect shows them."""

@@ -88,19 +88,34 @@ class Ingest:
         """The digest of what has arrived."""
         return f"{self._algorithm}:{self._hash.hexdigest()}"
 
+    def _check(self, size: int | None) -> str:
+        digest = self.digest
+        if size is not None and size != self.offset:
+            raise InvalidParameter(f"unexpected size: blob has {self.offset} bytes, its descriptor says {size}")
+        if self._expected is not None and digest != self._expected:
+            raise InvalidParameter(f"unexpected digest: content is {digest}, expected {self._expected}")
+        return digest
+
+    def stage(self, *, size: int | None = None) -> str:
+        """Check digest and size and let this process read the blob already; return its digest.
+
+        It has no name on disk until `commit`, which may run in another thread meanwhile. Errors as `commit`.
+        """
+        try:
+            digest = self._check(size)
+        except BaseException:
+            self.abort()
+            raise
+        self._store._stage(digest, self._folder / "data", self._lease)
+        return digest
+
     def commit(self, *, size: int | None = None) -> str:
         """Check digest and size, put the blob on disk under its name, return its digest.
 
         InvalidParameter if the content is not what was expected; the ingest is then removed.
         """
-        digest = self.digest
         try:
-            if size is not None and size != self.offset:
-                raise InvalidParameter(
-                    f"unexpected size: blob has {self.offset} bytes, its descriptor says {size}"
-                )
-            if self._expected is not None and digest != self._expected:
-                raise InvalidParameter(f"unexpected digest: content is {digest}, expected {self._expected}")
+            digest = self._check(size)
             if not self._store._adopt(digest, self._lease):
                 os.fdatasync(self._fd)
                 self._store._install(self._folder / "data", digest)
@@ -141,6 +156,7 @@ class ContentStore:
         self._leases: set[Lease] = set()
         self._spared: set[str] | None = None  # digests leased or committed since the running collection began
         self._open: set[Path] = set()
+        self._staged: dict[str, Path] = {}  # checked, not yet on disk: where the data is
         for folder in self._ingests.iterdir():
             if not (folder / "ref").exists():
                 remove_tree(folder)
@@ -154,17 +170,18 @@ class ContentStore:
 
     def has(self, digest: str) -> bool:
         """Tell whether a blob is here."""
-        return os.path.exists(self.path(digest))
+        return digest in self._staged or os.path.exists(self.path(digest))
 
     def size(self, digest: str) -> int:
         """Return a blob's size; NotFound if it is not here."""
-        try:
-            return os.stat(self.path(digest)).st_size
-        except FileNotFoundError:
-            raise NotFound(f"content {digest}: not found") from None
+        with self.open(digest) as file:
+            return os.fstat(file.fileno()).st_size
 
     def open(self, digest: str) -> BinaryIO:
         """Open a blob for unbuffered reading; NotFound if it is not here."""
+        if (staged := self._staged.get(digest)) is not None:
+            with contextlib.suppress(FileNotFoundError):  # it gets its name just now
+                return open(staged, "rb", buffering=0)
         try:
             return open(self.path(digest), "rb", buffering=0)
         except FileNotFoundError:
@@ -294,7 +311,13 @@ class ContentStore:
                 lease.digests.add(digest)
             if self._spared is not None:
                 self._spared.add(digest)
-            return self.has(digest)
+            return os.path.exists(self.path(digest))
+
+    def _stage(self, digest: str, data: Path, lease: Lease | None) -> None:
+        with self._lock:
+            if lease is not None:
+                lease.digests.add(digest)
+            self._staged[digest] = data
 
     def _install(self, data: Path, digest: str) -> None:
         target = self.path(digest)
@@ -304,5 +327,6 @@ class ContentStore:
     def _close_ingest(self, folder: Path, *, remove: bool) -> None:
         with self._lock:
             self._open.discard(folder)
+            self._staged = {digest: data for digest, data in self._staged.items() if data.parent != folder}
             if remove:
                 remove_tree(folder)

@@ -18,6 +18,7 @@ import contextlib
 import os
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,11 +31,13 @@ from dray.runtime.model import Mount
 from dray.store.layers.extract import Applied, NeedsLower
 from dray.store.layers.lower import LowerLayers, adopt
 from dray.store.layers.unpack import unpack_layer
+from dray.store.layers.worker import LARGE, unpack_in_process
 from dray.store.ledger import Ledger
 from dray.store.snapshots import Change, Info, LayerRecord, LayerSource, Progress, SnapshotRecord, Usage, check_key
 
 _ROOT_MODE = 0o755  # of a file system that no layer says anything about, whatever the umask is
 _SPARES = 8
+_PAUSE = 0.005  # seconds: whoever has just got a snapshot goes on undisturbed
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 
 
@@ -114,6 +117,7 @@ class Overlay:
 
     def _refill(self) -> None:
         """Keep a few blanks, made while nobody waits. A crash leaves them to the next start, which removes them."""
+        time.sleep(_PAUSE)
         while len(self._spares) < _SPARES:
             try:
                 self._spares.append(self._blank())
@@ -207,6 +211,8 @@ class Overlay:
                     progress(layer.chain_id, done, layer.size)
 
             try:
+                if lower is None and layer.size >= LARGE:
+                    return unpack_in_process(layer, folder + "/diff", overlay=True, tell=tell)
                 return unpack_layer(layer, folder + "/diff", overlay=True, lower=lower, tell=tell)
             except NeedsLower:
                 remove_path(folder)

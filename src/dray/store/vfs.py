@@ -21,6 +21,7 @@ from dray.base.records import Records
 from dray.linux.trees import copy_tree, tree_usage
 from dray.runtime.model import Mount
 from dray.store.layers.unpack import unpack_layer
+from dray.store.layers.worker import LARGE, unpack_in_process
 from dray.store.ledger import Ledger
 from dray.store.snapshots import Change, Info, LayerRecord, LayerSource, Progress, SnapshotRecord, Usage, check_key
 
@@ -105,7 +106,8 @@ class Vfs:
 
         try:
             target = self._copy(folder, layer.parent)
-            applied = unpack_layer(layer, target, overlay=False, tell=tell)
+            unpack = unpack_in_process if layer.size >= LARGE else unpack_layer
+            applied = unpack(layer, target, overlay=False, tell=tell)
             record = LayerRecord(folder, layer.diff_id, layer.parent, applied.size, applied.inodes)
             if not self._ledger.add_layer(layer.chain_id, record):
                 self._discard(folder)

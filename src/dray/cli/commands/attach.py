@@ -38,7 +38,7 @@ def run_attach(app: App, values: Values, arguments: list[str]) -> int:
     tty, stdin = bool(config.get("Tty")), not values["no-stdin"] and bool(config.get("OpenStdin"))
     attached.check_tty(stdin, tty)
     with signals.SignalHandlers() as handlers:
-        waiting = app.client.clone().containers.wait(identifier)
+        waiting = attached.Waiting(app, identifier)
         try:
             connection, _ = app.client.containers.attach(
                 identifier, stream=True, stdin=stdin, stdout=True, stderr=True, detachKeys=keys_text
@@ -48,8 +48,10 @@ def run_attach(app: App, values: Values, arguments: list[str]) -> int:
             )
             if values["sig-proxy"] and not tty:
                 signals.forward(handlers, attachment.kill)
+            if tty:
+                attachment.redraw()
             attachment.run(handlers)
-            status = attached.exit_status(waiting)
+            status = waiting.status()
         finally:
             waiting.close()
     return status

@@ -168,7 +168,7 @@ def run_build(app: App, values: Values, arguments: list[str]) -> int:
         body, _query(values, remote=remote, dockerfile=dockerfile), registry_config=_registry_config(app)
     )
     if not values["quiet"] and isinstance(body, TarStream):
-        app.line(f"Sending build context to Docker daemon  {human_size(body.sent, 4)}\n")
+        app.line(f"Sending build context to Docker daemon  {human_size(body.sent, 4)}")
         sys.stdout.flush()
     return _follow(app, values, response, follow)
 

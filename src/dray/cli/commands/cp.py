@@ -60,9 +60,17 @@ def copy_out(app: App, values: Values, container: str, source: str, target: str)
     """Copy from a container to this host, or to standard output as a tar archive."""
     wanted = source
     if values["follow-link"]:
-        stat = app.client.containers.stat_path(container, source)
+        try:
+            stat = app.client.containers.stat_path(container, source)
+        except ApiError:
+            # What is wrong with the source is told best by the request that reads it.
+            stat = {}
         if stat.get("mode", 0) & GO_LINK:
             wanted = _resolve_link(app, container, source, stat)
+    if target != "-":
+        folder = os.path.dirname(target.rstrip("/"))
+        if folder and not os.path.isdir(folder):
+            raise Failure(f'invalid output path: directory "{os.path.abspath(folder)}" does not exist')
     response, stat = app.client.containers.get_archive(container, wanted)
     try:
         if target == "-":
@@ -79,8 +87,6 @@ def copy_out(app: App, values: Values, container: str, source: str, target: str)
             target_exists=os.path.exists(target),
             target_is_dir=os.path.isdir(target),
         )
-        if not os.path.isdir(place.folder):
-            raise Failure(f'invalid output path: directory "{place.folder}" does not exist')
         body = _Body(response)
         with tarfile.open(fileobj=body, mode="r|") as archive:  # type: ignore[call-overload]
             Unpacker(place, owners=values["archive"] and os.geteuid() == 0).unpack(archive)
@@ -99,27 +105,24 @@ def _stat_target(app: App, container: str, target: str) -> tuple[str, dict[str, 
             resolved = _resolve_link(app, container, target, stat)
             return resolved, app.client.containers.stat_path(container, resolved)
         return target, stat
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        # A path may be missing; a container that is missing is the next request's error.
+    except ApiError:
+        # What is wrong with the destination, or the container, is told best by the request that writes there.
         return target, None
 
 
 def copy_in(app: App, values: Values, source: str, container: str, target: str) -> int:
     """Copy from this host, or a tar archive on standard input, to a container."""
-    target = target if target.startswith("/") else f"/{target}"
+    if source != "-" and not os.path.lexists(source):
+        raise Failure(f"lstat {os.path.abspath(source)}: no such file or directory")
     place_path, stat = _stat_target(app, container, target)
     is_dir = bool(stat and stat.get("mode", 0) & GO_DIR)
     if source == "-":
-        if stat is not None and not is_dir:
+        if not is_dir:
             raise Failure(f'destination "{container}:{target}" must be a directory')
         app.client.containers.put_archive(
             container, place_path, sys.stdin.buffer, no_overwrite=True, copy_uid_gid=values["archive"]
         )
         return 0
-    if not os.path.lexists(source):
-        raise Failure(f"lstat {os.path.abspath(source)}: no such file or directory")
     follow = values["follow-link"] or source.endswith("/")
     source_is_dir = os.path.isdir(source) and (follow or means_content(source) or not os.path.islink(source))
     place = plan(
@@ -156,15 +159,17 @@ def run_cp(app: App, values: Values, arguments: list[str]) -> int:
 
 def run_export(app: App, values: Values, arguments: list[str]) -> int:
     """Write a container's filesystem as a tar archive."""
-    from dray.cli.commands.transfer import save_to_file
+    from dray.cli.commands.transfer import check_output, save_to_file
     from dray.cli.streams import write_all
 
     if not values["output"] and is_terminal(1):
         raise Failure("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+    if values["output"]:
+        check_output(values["output"], what="failed to export container")
     response = app.client.containers.export(arguments[0])
     try:
         if values["output"]:
-            save_to_file(values["output"], response.chunks(), what="failed to export container")
+            save_to_file(values["output"], response.chunks())
             return 0
         for chunk in response.chunks():
             write_all(1, chunk)

@@ -214,22 +214,17 @@ def _start_attached(app: App, values: Values, name: str) -> int:
             if not tty:
                 signals.forward(handlers, attachment.kill)
             removes = bool((container.get("HostConfig") or {}).get("AutoRemove"))
-            waiting = app.client.clone().containers.wait(
-                identifier, condition="removed" if removes else "next-exit"
-            )
+            waiting = attached.Waiting(app, identifier, "removed" if removes else "next-exit")
             try:
                 app.client.containers.start(
                     identifier, checkpoint=values["checkpoint"], checkpoint_dir=values["checkpoint-dir"]
                 )
-            except DrayError:
-                waiting.close()
-                raise
-            try:
                 attachment.run(handlers)
+                status = waiting.status()
             except attached.Detached:
-                waiting.close()
                 return 0
-            status = attached.exit_status(waiting)
+            finally:
+                waiting.close()
         finally:
             attachment.drain()
     if status:

@@ -40,9 +40,9 @@ def _ask_user(known: str) -> str:
 def _password(app: App, values: Values) -> str:
     if values["password-stdin"]:
         if values["password"]:
-            raise Failure("--password and --password-stdin are mutually exclusive")
+            raise Failure("conflicting options: cannot specify both --password and --password-stdin")
         if not values["username"]:
-            raise Failure("Must provide --username with --password-stdin")
+            raise Failure("the --password-stdin option requires --username to be set")
         return sys.stdin.read().rstrip("\r\n")
     if values["password"]:
         app.error("WARNING! Using --password via the CLI is insecure. Use --password-stdin.")

@@ -244,35 +244,36 @@ class _Run:
         self._attach = body["AttachStdin"] or body["AttachStdout"] or body["AttachStderr"]
 
     def go(self, keys_text: str | None, keys: bytes) -> int:
+        if not self._attach:
+            self._start(None)
+            self._app.line(self._id)
+            return 0
         with signals.SignalHandlers() as handlers:
-            attachment = self._attachment(keys_text, keys) if self._attach else None
+            attachment = self._attachment(keys_text, keys)
+            waiting = None
             try:
-                if attachment is not None and self._values["sig-proxy"]:
+                if self._values["sig-proxy"]:
                     signals.forward(handlers, attachment.kill)
                 # The wait is registered before the start, so that no end is too quick for it.
-                waiting = self._register_wait() if attachment is not None else None
-                try:
-                    self._app.client.containers.start(self._id)
-                except DrayError as error:
-                    if waiting is not None and self._removes:
-                        waiting.read()
-                    raise StatusError(start_status(error), with_help(error, self._app.path)) from None
-                if attachment is None or waiting is None:
-                    self._app.line(self._id)
-                    return 0
-                try:
-                    attachment.run(handlers)
-                except attached.Detached:
-                    waiting.close()
-                    return 0
-                return attached.exit_status(waiting)
+                waiting = attached.Waiting(self._app, self._id, "removed" if self._removes else "next-exit")
+                self._start(waiting)
+                attachment.run(handlers)
+                return waiting.status()
+            except attached.Detached:
+                return 0
             finally:
-                if attachment is not None:
-                    attachment.drain()
+                attachment.drain()
+                if waiting is not None:
+                    waiting.close()
 
-    def _register_wait(self) -> Any:
-        side = self._app.client.clone()
-        return side.containers.wait(self._id, condition="removed" if self._removes else "next-exit")
+    def _start(self, waiting: attached.Waiting | None) -> None:
+        try:
+            self._app.client.containers.start(self._id)
+        except DrayError as error:
+            if waiting is not None and self._removes:
+                # What did not start is removed all the same; end when it is gone.
+                waiting.status()
+            raise StatusError(start_status(error), with_help(error, self._app.path)) from None
 
     def _attachment(self, keys_text: str | None, keys: bytes) -> attached.Attachment:
         body = self._body

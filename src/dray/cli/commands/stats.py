@@ -121,6 +121,7 @@ class _Watch:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
+        response = None
         try:
             response = self._client.containers.stats(self.name, stream=self._stream)
             for sample in response.documents():
@@ -128,6 +129,10 @@ class _Watch:
                 self.ready.set()
         except (DrayError, OSError, ValueError) as error:
             self.error = error if isinstance(error, DrayError) else Failure(str(error))
+        finally:
+            if response is not None:
+                response.close()
+            self._client.close()
         self.gone = True
         self.ready.set()
 

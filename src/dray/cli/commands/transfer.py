@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from dray.cli.flags import Values
 
 
-def save_to_file(path: str, chunks: Any, *, what: str) -> None:
+def check_output(path: str, *, what: str) -> None:
+    """Refuse an output path that cannot be a file, before the daemon is asked for anything."""
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise Failure(f"{what}: invalid output path: stat {folder}: no such file or directory")
+    if os.path.isdir(path):
+        raise Failure(f"{what}: cannot write to a directory")
+
+
+def save_to_file(path: str, chunks: Any) -> None:
     """Write a stream to a file that appears only when it is whole; a device or pipe is written directly."""
-    if os.path.isdir(os.path.dirname(path) or "."):
-        if os.path.isdir(path):
-            raise Failure(f"{what}: invalid output path: {path} is a directory")
-    else:
-        raise Failure(f"{what}: invalid output path: stat {os.path.dirname(path)}: no such file or directory")
     if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "wb", buffering=0) as device:
             for chunk in chunks:
@@ -148,10 +152,12 @@ def run_save(app: App, values: Values, arguments: list[str]) -> int:
     """Write images to an archive."""
     if not values["output"] and is_terminal(1):
         raise Failure("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+    if values["output"]:
+        check_output(values["output"], what="failed to save image")
     response = app.client.images.save(arguments, platforms=platform_texts(values["platform"]))
     try:
         if values["output"]:
-            save_to_file(values["output"], response.chunks(), what="failed to save image")
+            save_to_file(values["output"], response.chunks())
             return 0
         from dray.cli.streams import write_all
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NOTHING = object()
-_MAX_DEPTH = 1000
+_MAX_DEPTH = 100
 
 
 class _Break(Exception):

@@ -8,6 +8,7 @@ archive/importer.go`), so that the same archive gets the same image id.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -90,22 +91,22 @@ def load(
     InvalidParameter if the archive is damaged, hostile or no image archive; then nothing is listed. The images are
     durable when this returns.
     """
-    with images.hold() as lease:
-        spooled = spool(stream, images.content, lease)
+    bars = None if quiet else LayerProgress(progress, "Loading layer")
+    with images.hold() as lease, ThreadPoolExecutor(2, "spool") as pool:
+        spooled = spool(stream, images.content, lease, pool)
         wanted = _oci(images, spooled) if spooled.find("index.json") else _docker(images, spooled, lease)
-        loaded = []
         for item in wanted:
             _check(images, item, platforms)
-            loaded.append(_admit(images, item, progress, platforms, quiet=quiet))
+            for platform in platforms or [host()]:
+                images.unpack(item.target, platform, bars)
+        spooled.settle()
+        loaded = [_admit(images, item, progress) for item in wanted]
     images.collect()
     return loaded
 
 
-def _admit(images: Images, item: _Wanted, report: Report, wanted: Sequence[Platform], *, quiet: bool) -> Loaded:
-    """Unpack an image for this host (or the platform asked for) and give it its names."""
-    bars = None if quiet else LayerProgress(report, "Loading layer")
-    for platform in wanted or [host()]:
-        images.unpack(item.target, platform, bars)
+def _admit(images: Images, item: _Wanted, report: Report) -> Loaded:
+    """Give an image its names, and say so."""
     image = images.put(item.names, item.target)
     familiar = tuple(reference.parse(name).familiar for name in item.names)
     images.notify("load", image, name=familiar[0] if familiar else None)

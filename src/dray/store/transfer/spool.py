@@ -4,7 +4,8 @@ Every file goes into the content store while it passes by, whatever it turns out
 it must have (`blobs/sha256/<hex>`) or none. Nothing of it is named in the image store until the archive has been
 read to its end, so an interrupted load leaves nothing that is listed; the blobs it left are collected.
 
-Blobs are put on disk by worker threads while the stream is read on.
+Blobs are put on disk by worker threads while the stream is read on, and while its layers are unpacked: `settle`
+waits for them, before anything that needs them is named.
 """
 
 from __future__ import annotations
@@ -28,9 +29,21 @@ _MEMBERS = 100_000
 class Spooled:
     """The files of an archive: `blobs` by name, and the names that are links to others."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._commits: list[Future[str]] = []
         self.blobs: dict[str, Descriptor] = {}
         self.links: dict[str, str] = {}
+
+    def take(self, name: str, ingest: Ingest, size: int) -> None:
+        """Add a file that has arrived; put it on disk in the background."""
+        self.blobs[name] = Descriptor(digest=ingest.stage(size=size), size=size)
+        self._commits.append(self._pool.submit(ingest.commit))
+
+    def settle(self) -> None:
+        """Wait until every blob is on disk; raises what went wrong with one."""
+        for commit in self._commits:
+            commit.result()
 
     def find(self, name: str) -> Descriptor | None:
         """Return the blob that a name in the archive stands for."""
@@ -62,46 +75,37 @@ def _link_target(entry: Entry, name: str) -> str:
     return posixpath.normpath(target)
 
 
-def _ingest(tar: TarReader, entry: Entry, ingest: Ingest) -> None:
-    for piece in tar.data(entry):
-        ingest.write(piece)
-
-
-def spool(stream: Readable, content: ContentStore, lease: Lease) -> Spooled:
+def spool(stream: Readable, content: ContentStore, lease: Lease, pool: ThreadPoolExecutor) -> Spooled:
     """Read an archive (gzip, zstd, xz, bzip2 or plain) to its end into `content`.
 
     InvalidParameter for what is no tar, is truncated, or has a blob that its name belies.
     """
-    spooled = Spooled()
+    spooled = Spooled(pool)
     budget = Budget(content.path("sha256:" + 64 * "0").parent)
     chunks = Decompressed(stream, budget, hashed=False, threaded=False)
     tar = TarReader(ForwardReader(iter(chunks)))
     written = 0
-    with ThreadPoolExecutor(2, "spool") as pool:
-        commits: list[Future[str]] = []
-        for entry in _members(tar):
-            name = _name(entry)
-            if entry.type in (LINK, SYMLINK):
-                spooled.links[name] = _link_target(entry, name)
-            elif entry.type == REGULAR:
-                if entry.sparse is not None:
-                    raise InvalidParameter(f"invalid archive: {name} is a sparse file")
-                written += entry.size
-                budget.write(written)
-                match = _BLOB.fullmatch(name)
-                expected = f"{match[1]}:{match[2]}" if match else None
-                if expected is not None and not digests.is_digest(expected):
-                    raise InvalidParameter(f"invalid archive: {name} is no digest")
-                ingest = content.ingest(expected=expected, lease=lease)
-                try:
-                    _ingest(tar, entry, ingest)
-                except BaseException:
-                    ingest.abort()
-                    raise
-                spooled.blobs[name] = Descriptor(digest=ingest.digest, size=entry.size)
-                commits.append(pool.submit(ingest.commit, size=entry.size))
-        for commit in commits:
-            commit.result()
+    for entry in _members(tar):
+        name = _name(entry)
+        if entry.type in (LINK, SYMLINK):
+            spooled.links[name] = _link_target(entry, name)
+            continue
+        if entry.sparse is not None:
+            raise InvalidParameter(f"invalid archive: {name} is a sparse file")
+        written += entry.size
+        budget.write(written)
+        match = _BLOB.fullmatch(name)
+        expected = f"{match[1]}:{match[2]}" if match else None
+        if expected is not None and not digests.is_digest(expected):
+            raise InvalidParameter(f"invalid archive: {name} is no digest")
+        ingest = content.ingest(expected=expected, lease=lease)
+        try:
+            for piece in tar.data(entry):
+                ingest.write(piece)
+        except BaseException:
+            ingest.abort()
+            raise
+        spooled.take(name, ingest, entry.size)
     return spooled
 
 
