@@ -34,6 +34,7 @@ from dray.engine.images import ImageVerbs
 from dray.engine.launch import Launcher
 from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
+from dray.engine.model import ContainerRecord
 from dray.engine.networks import NetworkVerbs
 from dray.engine.registry import Registry
 from dray.engine.spec import machine
@@ -55,7 +56,6 @@ from dray.store.content import ContentStore
 from dray.store.images import Images
 from dray.store.metadata import Metadata
 from dray.store.overlay import Overlay
-from dray.store.snapshots import Snapshots
 from dray.store.vfs import Vfs
 from dray.volumes.local import Volumes
 
@@ -130,7 +130,7 @@ class House:
         root = self.layout.data_root
         self.limits = capabilities()
         self.metadata = Metadata(self.layout.database)
-        self.snapshots: Snapshots
+        self.snapshots: Overlay | Vfs
         if config["storage-driver"] == "vfs":
             self.snapshots = Vfs(f"{root}/vfs", self.metadata)
         else:
@@ -165,6 +165,7 @@ class House:
             self.controller,
             self.snapshots,
             default_stop_timeout=config["default-stop-timeout"],
+            removed=self._container_removed,
         )
         self.supervisor = Supervisor(
             self.registry, self.lifecycle, self.execs, self.health, self.events, self.layout
@@ -228,6 +229,11 @@ class House:
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
         )
 
+    def _container_removed(self, record: ContainerRecord) -> None:
+        """The layers of an image that was removed by force go with its last container."""
+        if not self.image_verbs.exists(record.image_id):
+            self.lifecycle.later(asyncio.to_thread(self.images.collect))
+
     def _image_event(self, action: str, actor: str, attributes: Mapping[str, str]) -> None:
         """Hand an image's event, from whatever thread, to the loop."""
         self._loop.call_soon_threadsafe(self.events.publish, "image", action, actor, attributes)
@@ -243,6 +249,8 @@ class House:
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
         self._sweep()
+        used = {point.name for one in self.registry if one.state.running for point in one.record.mounts}
+        self.volumes.release_unused(used)
         self.lifecycle.later(asyncio.to_thread(self.images.repair))
 
     async def _warm(self) -> None:
@@ -274,6 +282,7 @@ class House:
         await self.controller.close(wipe=idle)
         if idle:
             cgroups.prune(self.config["cgroup-parent"] or "/dray")
+        await asyncio.to_thread(self.snapshots.close)
         self.metadata.close()
 
 

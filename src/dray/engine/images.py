@@ -79,6 +79,14 @@ class ImageVerbs:
         if image.chain_id is not None and not self._images.snapshots.exists(image.chain_id):
             await asyncio.to_thread(self._images.ensure_unpacked, image)
 
+    def exists(self, image_id: str) -> bool:
+        """Tell whether there is (still) an image of that id."""
+        try:
+            self._images.resolve(image_id)
+        except DrayError:
+            return False
+        return True
+
     def count(self) -> int:
         """Return how many images there are."""
         return len(self._images.list())

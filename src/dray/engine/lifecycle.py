@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError
@@ -17,7 +18,7 @@ from dray.base.files import remove_tree
 from dray.engine import restart, signals
 from dray.engine.events import Events
 from dray.engine.launch import Launcher
-from dray.engine.model import Container
+from dray.engine.model import Container, ContainerRecord
 from dray.engine.registry import Registry
 from dray.network.controller import Controller
 from dray.shim.model import ExitStatus
@@ -41,6 +42,7 @@ class Lifecycle:
         snapshots: Snapshots,
         *,
         default_stop_timeout: int = 10,
+        removed: Callable[[ContainerRecord], None] = lambda record: None,
     ) -> None:
         self._registry = registry
         self._events = events
@@ -48,6 +50,7 @@ class Lifecycle:
         self._networks = networks
         self._snapshots = snapshots
         self._default_stop_timeout = default_stop_timeout
+        self._removed = removed
         self._back_off: dict[str, restart.BackOff] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -369,6 +372,7 @@ class Lifecycle:
         self._registry.remove(container)
         if container.record.remove_volumes:
             self._launcher.remove_anonymous_volumes(container)
+        self._removed(container.record)
         self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))
 
     # -- shared --------------------------------------------------------------------------------------------
