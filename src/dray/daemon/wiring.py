@@ -112,6 +112,7 @@ def defaults(config: DaemonConfig) -> Defaults:
         dns=config["dns"],
         dns_search=config["dns-search"],
         dns_options=config["dns-opts"],
+        network="none" if config["bridge"] == "none" else "bridge",
         init=config["init"],
         init_path=config["init-path"] or shutil.which("docker-init") or shutil.which("tini") or "",
         host_gateways=gateways,
