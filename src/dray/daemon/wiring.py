@@ -344,8 +344,8 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
         listeners = _listeners(config)
         await house.start()
         await servers.listen(listeners)
-        gc.collect()
         gc.freeze()
+        gc.enable()
         for address in servers.addresses:
             log.info("API listen on %s", address)
         _notify_systemd("READY=1")
