@@ -119,3 +119,20 @@ def test_a_damaged_file_is_named(database: Path) -> None:
 def test_private(database: Path) -> None:
     Metadata(database).close()
     assert os.stat(database).st_mode & 0o077 == 0
+
+
+def test_a_program_that_looks_at_the_database_does_not_take_the_log_away(database: Path) -> None:
+    look = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT key FROM record').fetchall())"
+
+    def keys() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", look, str(database)], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    records = Metadata(database)
+    records.write([Change("k", "a", b"1")])
+    assert keys() == "[('a',)]"
+    records.write([Change("k", "b", b"2")])
+    assert keys() == "[('a',), ('b',)]"
+    records.close()

@@ -11,6 +11,9 @@ Invariants:
 * `synchronous=NORMAL` orders log, database and log reuse around each checkpoint (https://www.sqlite.org/wal.html),
   so a power loss at any point leaves a prefix of the commits, never a torn database.
 * Checkpoints run inside `sync`, on a connection of their own, so that the thread that writes never waits for one.
+* Nothing here opens the database's file beside SQLite once it is connected: closing any descriptor of it drops
+  all of the process's locks on it (fcntl(2)), and the next program that only looks at the database would believe
+  to be the last one and delete the log under us.
 * `user_version` is the schema's version; a database made by a newer dray is refused, not guessed at.
 """
 
@@ -53,6 +56,7 @@ class Metadata:
         self._written = 0
         self._synced = 0
         self._log_bytes = 0  # appended since the last checkpoint
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = self._connect()
         try:
             self._migrate()
@@ -64,8 +68,6 @@ class Metadata:
         sync_directory(self._path.parent)
 
     def _connect(self) -> sqlite3.Connection:
-        before = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.close(before)
         try:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
             connection.execute("PRAGMA journal_mode=WAL")
