@@ -23,7 +23,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dray.base.errors import Internal
@@ -81,20 +81,40 @@ class Metadata:
         return connection
 
     def _migrate(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        with self._told():
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise Internal(
                 f"{self._path} has schema version {version}, this dray knows {SCHEMA_VERSION}: start a newer dray"
             )
-        # A commit also makes SQLite create the log, whose descriptor `sync` needs.
+        # Reading has made SQLite create the log, whose descriptor `sync` needs.
+        if version < SCHEMA_VERSION:  # else nothing is written: a daemon must start on a full disk, too
+            with self._told():
+                self._create()
+
+    def _create(self) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.execute(_SCHEMA)
         self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         self._connection.execute("COMMIT")
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say which file SQLite's errors are about, and what to do."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if not isinstance(error, sqlite3.OperationalError) and type(error) is not sqlite3.DatabaseError:
+                raise  # a mistake of ours
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            advice = (
+                "free some space and try again" if full else "look at the disk, or restore the file from a backup"
+            )
+            raise Internal(f"{self._path}: {error}: {advice}") from error
+
     def get(self, kind: str, key: str) -> bytes | None:
         """Return a document, or None."""
-        with self._lock:
+        with self._lock, self._told():
             row = self._connection.execute(
                 "SELECT value FROM record WHERE kind = ? AND key = ?", (kind, key)
             ).fetchone()
@@ -102,14 +122,14 @@ class Metadata:
 
     def scan(self, kind: str) -> list[tuple[str, bytes]]:
         """Return all (key, document) of a kind, by key."""
-        with self._lock:
+        with self._lock, self._told():
             return self._connection.execute(
                 "SELECT key, value FROM record WHERE kind = ? ORDER BY key", (kind,)
             ).fetchall()
 
     def write(self, changes: Sequence[Change]) -> None:
         """Write all changes or none; they survive a killed process when this returns."""
-        with self._lock:
+        with self._lock, self._told():
             execute = self._connection.execute
             execute("BEGIN IMMEDIATE")
             try:
