@@ -48,7 +48,7 @@ from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
 from dray.server.backends import Backends
-from dray.server.listeners import Listener, Servers
+from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
 from dray.shim.spawn import Zygote
 from dray.shim.tasks import Tasks
@@ -338,10 +338,11 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
     loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: restart the daemon to apply daemon.json")
+    listeners = _listeners(config)
+    refuse_taken(listeners)
     house = House(config, zygote)
     servers = Servers(house.backends)
     try:
-        listeners = _listeners(config)
         await house.start()
         await servers.listen(listeners)
         gc.freeze()
