@@ -23,6 +23,8 @@ from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
 from dray.engine import security
+from dray.engine.archives import Archives
+from dray.engine.commits import Commits
 from dray.engine.containers import Containers
 from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
@@ -173,7 +175,8 @@ class House:
         )
         self.tasks.listener = self.supervisor
         self.zygote = zygote
-        self.image_verbs = ImageVerbs(self.images, self.registry, self.events)
+        commits = Commits(self.images, self.registry, self.lifecycle, self.snapshots, self.events)
+        self.image_verbs = ImageVerbs(self.images, self.registry, self.events, commits)
         self.volume_verbs = VolumeVerbs(self.volumes, self.registry, self.events)
         self.backends = self._backends(settings)
 
@@ -205,6 +208,7 @@ class House:
             containers=containers,
             lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
+            archives=Archives(self.registry, self.snapshots, self.volumes, self.events, self.layout),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
             transfer=Transfers(self.images),
