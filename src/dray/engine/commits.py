@@ -20,7 +20,7 @@ from dray.engine import clock, initfiles
 from dray.engine.events import Events
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.merge import merged
-from dray.engine.model import Container, ContainerRecord
+from dray.engine.model import Container, ContainerRecord, event_attributes
 from dray.engine.registry import Registry
 from dray.oci import image as oci
 from dray.oci import platform as platforms
@@ -66,7 +66,7 @@ class Commits:
             if paused:
                 await self._lifecycle.unpause(container)
         told = {"comment": options.comment, "imageID": image.id, "imageRef": name.familiar if name else ""}
-        self._events.publish("container", "commit", container.id, Lifecycle.attributes(container) | told)
+        self._events.publish("container", "commit", container.id, event_attributes(container) | told)
         return image.id
 
     async def _pause(self, container: Container) -> bool:
