@@ -38,6 +38,7 @@ from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import ContainerRecord
 from dray.engine.networks import NetworkVerbs
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.spec import machine
 from dray.engine.streams import Streams
@@ -144,6 +145,7 @@ class House:
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
+        self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
         self.execs = ExecTable(
             self.registry, self.events, self.layout, machine.read(self.limits.version).capabilities
@@ -160,6 +162,7 @@ class House:
             self.layout,
             settings,
             FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
+            self.peers,
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -167,6 +170,7 @@ class House:
             launcher,
             self.controller,
             self.snapshots,
+            self.peers,
             default_stop_timeout=config["default-stop-timeout"],
             removed=self._container_removed,
         )
@@ -212,7 +216,7 @@ class House:
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
             transfer=Transfers(self.images),
-            networks=NetworkVerbs(self.controller, self.registry, self.events),
+            networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
             events=self.events,
         )

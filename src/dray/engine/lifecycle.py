@@ -19,6 +19,7 @@ from dray.engine import restart, signals
 from dray.engine.events import Events
 from dray.engine.launch import Launcher
 from dray.engine.model import Container, ContainerRecord, event_attributes
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.network.controller import Controller
 from dray.shim.model import ExitStatus
@@ -40,6 +41,7 @@ class Lifecycle:
         launcher: Launcher,
         networks: Controller,
         snapshots: Snapshots,
+        peers: Peers,
         *,
         default_stop_timeout: int = 10,
         removed: Callable[[ContainerRecord], None] = lambda record: None,
@@ -49,6 +51,7 @@ class Lifecycle:
         self._launcher = launcher
         self._networks = networks
         self._snapshots = snapshots
+        self._peers = peers
         self._default_stop_timeout = default_stop_timeout
         self._removed = removed
         self._back_off: dict[str, restart.BackOff] = {}
@@ -97,6 +100,7 @@ class Lifecycle:
         state.started_at, state.error, state.exit_code, state.oom_killed = task.started_at, "", 0, False
         container.settled.clear()
         self._registry.save(container)
+        self._peers.changed(record.endpoints)
         self._events.publish("container", "start", container.id, event_attributes(container))
 
     # -- the end of a run ----------------------------------------------------------------------------------
@@ -144,6 +148,7 @@ class Lifecycle:
             endpoints, record.endpoints = record.endpoints, []
             await self._networks.detach(container.id, endpoints)
             self._launcher.stopped(container, endpoints)
+            self._peers.changed(endpoints)
             if task is not None:
                 await task.release()
             container.settled.set()
