@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.engines import Engine, until
+from support.engines import Engine, UnixConnection, until
 
 
 def test_streams(engine: Engine) -> None:
@@ -189,3 +189,19 @@ def test_follow_races_the_end(engine: Engine) -> None:
         assert engine.api("POST", f"/containers/{made}/start")[0] == 204
         status, _, body = engine.api("GET", f"/containers/{made}/logs?stdout=1&stderr=1&follow=1", timeout=10)
         assert (status, body[8:]) == (200, b"x\n")
+
+
+def test_follow_of_a_container_that_is_removed(engine: Engine) -> None:
+    """A log being followed comes whole and ends, though the container is removed before it is read."""
+    for _ in range(20):
+        made = engine.ok("create", "busybox", "echo", "x")
+        assert engine.api("POST", f"/containers/{made}/start")[0] == 204
+        connection = UnixConnection(engine.socket, timeout=5)
+        try:
+            connection.request("GET", f"/containers/{made}/logs?stdout=1&follow=1")
+            answer = connection.getresponse()
+            assert engine.api("POST", f"/containers/{made}/wait")[0] == 200
+            assert engine.api("DELETE", f"/containers/{made}")[0] == 204
+            assert answer.read()[8:] == b"x\n"
+        finally:
+            connection.close()

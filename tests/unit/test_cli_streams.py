@@ -14,7 +14,7 @@ from dray.base.errors import InvalidParameter
 from dray.cli.streams import Demultiplexer, Detached, Session
 from dray.cli.terminal import DetachFilter, parse_detach_keys
 from dray.client.errors import ApiError, ProtocolError
-from dray.client.transport import Connection
+from dray.client.http1 import Connection
 
 
 def frame(stream: int, data: bytes) -> bytes:

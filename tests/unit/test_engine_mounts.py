@@ -1,7 +1,7 @@
 import pytest
 
 from dray.api import models as api
-from dray.base.errors import InvalidParameter
+from dray.base.errors import InvalidParameter, Unsupported
 from dray.engine import mounts
 from dray.engine.model import MountPoint
 
@@ -90,14 +90,26 @@ def test_volumes_from_brings_binds_and_volumes_and_can_make_them_read_only():
             api.Mount(type="bind", source="/a", target="/b", volume_options=api.VolumeOptions()),
             "VolumeOptions must not be specified",
         ),
-        (
-            api.Mount(type="volume", source="v", target="/b", volume_options=api.VolumeOptions(subpath="../x")),
-            "subpath must be a relative path",
-        ),
     ],
 )
 def test_mounts_are_checked(mount, words):
     with pytest.raises(InvalidParameter, match=words):
+        resolve(api.HostConfig(mounts=[mount]))
+
+
+@pytest.mark.parametrize(
+    ("mount", "words"),
+    [
+        (
+            api.Mount(type="volume", source="v", target="/b", volume_options=api.VolumeOptions(subpath="x")),
+            "volume-subpath",
+        ),
+        (api.Mount(type="image", source="busybox", target="/b"), 'mount type "image"'),
+        (api.Mount(type="npipe", source="x", target="/b"), "npipe"),
+    ],
+)
+def test_what_is_not_built_in_is_refused_by_name(mount, words):
+    with pytest.raises(Unsupported, match=words):
         resolve(api.HostConfig(mounts=[mount]))
 
 

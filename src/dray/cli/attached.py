@@ -12,7 +12,7 @@ from dray.cli.streams import Detached, Session
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dray.cli.app import App
-    from dray.client.transport import Connection, Response
+    from dray.client.http1 import Connection, Response
 
 STDIN = 0
 

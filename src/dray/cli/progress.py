@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TextIO
 
-    from dray.client.transport import Response
+    from dray.client.http1 import Response
 
 
 def _bar(detail: dict[str, Any], width: int, started: float) -> str:

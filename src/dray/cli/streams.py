@@ -14,7 +14,7 @@ import socket
 from dray.base.errors import DrayError
 from dray.cli.terminal import DetachFilter
 from dray.client.errors import ApiError, ProtocolError
-from dray.client.transport import Connection
+from dray.client.http1 import Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

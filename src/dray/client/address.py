@@ -1,4 +1,4 @@
-"""Daemon addresses (`DOCKER_HOST`, `-H`): unix, tcp, ssh, fd-free; parsing only, no I/O.
+"""Daemon addresses (`DOCKER_HOST`, `-H`): unix, tcp and ssh; parsing only, no I/O.
 
 Forms: `unix:///path`, `tcp://host[:port]`, `ssh://[user@]host[:port][/path]`, and `host:port` as short for tcp.
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from dray.client.transport import Connection, Response, Transport, path_name, quote
+from dray.client.http1 import Connection, Response
+from dray.client.transport import Transport, path_name, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

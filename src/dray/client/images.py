@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dray.client.transport import Response, Transport, path_name
+from dray.client.http1 import Response
+from dray.client.transport import Transport, path_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

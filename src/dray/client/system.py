@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dray.client.transport import Connection, Response, Transport
+from dray.client.http1 import Connection, Response
+from dray.client.transport import Transport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

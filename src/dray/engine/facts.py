@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,13 @@ class FactFinder:
             for name, limits in defaults.ulimits.items()
         ]
 
-    def find(self, record: ContainerRecord, attachment: Attachment) -> Facts:
+    def find(
+        self,
+        record: ContainerRecord,
+        attachment: Attachment,
+        *,
+        linked_env: Sequence[str] = (),
+    ) -> Facts:
         """Return the facts of a container that is about to start."""
         host, defaults = record.host_config, self._defaults
         files = self._layout.container(self._files_of(record))
@@ -58,6 +64,7 @@ class FactFinder:
             hostname=f"{files}/hostname",
             resolv_conf=f"{files}/resolv.conf",
             mounts=record.mounts,
+            linked_env=linked_env,
             namespaces=self._namespaces(record),
             shm=self._shm(host.ipc_mode, record.id),
             init=defaults.init,

@@ -15,6 +15,7 @@ from dray.api.requests import CommitOptions
 from dray.base import reference
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound, Unsupported
 from dray.engine import clock
+from dray.engine.commits import Commits
 from dray.engine.events import Events
 from dray.engine.model import ContainerRecord
 from dray.engine.registry import Registry
@@ -63,8 +64,9 @@ def _descriptor(descriptor: Descriptor) -> api.OCIDescriptor:
 class ImageVerbs:
     """List, inspect, tag, remove and prune images; and what other verbs ask of them."""
 
-    def __init__(self, images: Images, registry: Registry, events: Events) -> None:
+    def __init__(self, images: Images, registry: Registry, events: Events, commits: Commits) -> None:
         self._images = images
+        self._commits = commits
         self._registry = registry
         self._events = events
 
@@ -78,6 +80,14 @@ class ImageVerbs:
         """Make sure that the image's layers are unpacked."""
         if image.chain_id is not None and not self._images.snapshots.exists(image.chain_id):
             await asyncio.to_thread(self._images.ensure_unpacked, image)
+
+    def exists(self, image_id: str) -> bool:
+        """Tell whether there is (still) an image of that id."""
+        try:
+            self._images.resolve(image_id)
+        except DrayError:
+            return False
+        return True
 
     def count(self) -> int:
         """Return how many images there are."""
@@ -336,7 +346,7 @@ class ImageVerbs:
 
     async def commit(self, options: CommitOptions, config: api.ContainerConfig | None) -> api.IDResponse:
         """Make an image of a container."""
-        raise Unsupported(f"commit of {options.container}: making images of containers is not built in yet")
+        return api.IDResponse(id=await self._commits.commit(options, config))
 
 
 def _deleted(lines: Iterable[dict[str, str]]) -> list[api.ImageDeleteResponseItem]:

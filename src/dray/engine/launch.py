@@ -18,13 +18,14 @@ import msgspec
 from dray.api import models as api
 from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree
-from dray.engine import shm, spec
+from dray.engine import links, shm, spec
 from dray.engine.creation import Defaults
 from dray.engine.events import Events
 from dray.engine.facts import FactFinder
 from dray.engine.laps import Laps
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
 from dray.logs import attributes
@@ -53,6 +54,7 @@ class Launcher:
         layout: Layout,
         defaults: Defaults,
         facts: FactFinder,
+        peers: Peers,
     ) -> None:
         self._registry = registry
         self._events = events
@@ -63,11 +65,13 @@ class Launcher:
         self.layout = layout
         self._defaults = defaults
         self._facts = facts
+        self._peers = peers
 
     async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
         """Start a container's task; return it and the endpoints it got."""
         record = container.record
         laps = Laps()
+        linked = links.resolve(record.name, record.host_config.links or [], self._registry.find)
         self._prepare_mounts(record)
         laps.lap("mounts")
         attachment = await self._networks.attach(record.id, sandbox_ask(record))
@@ -75,7 +79,7 @@ class Launcher:
         undo.push_async_callback(self._networks.detach, record.id, attachment.endpoints)
         _remember_networks(record, attachment.endpoints)
         try:
-            self._write_files(record, attachment)
+            self._write_files(record, attachment, linked)
             laps.lap("files")
             run_dir = self.layout.task(record.id)
             shm.unmount(run_dir)
@@ -85,7 +89,7 @@ class Launcher:
             if record.host_config.ipc_mode == "shareable":
                 shm.mount(run_dir, record.host_config.shm_size)
                 undo.callback(shm.unmount, run_dir)
-            self._write_spec(record, attachment, run_dir)
+            self._write_spec(run_dir, self._spec(record, attachment, linked))
             laps.lap("spec")
             request, descriptors = self._request(record, attachment, run_dir)
             pending, container.pending = container.pending, []
@@ -104,10 +108,9 @@ class Launcher:
     # -- mounts --------------------------------------------------------------------------------------------
 
     def _prepare_mounts(self, record: ContainerRecord) -> None:
+        """Make the sources of mounts ready: directories that `-v` makes, volumes that need mounting."""
         for point in record.mounts:
-            if point.type == "bind":
-                if os.path.lexists(point.source):
-                    continue
+            if point.type == "bind" and not os.path.lexists(point.source):
                 if not point.create_source:
                     raise InvalidParameter(
                         f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
@@ -118,7 +121,7 @@ class Launcher:
 
     # -- files ---------------------------------------------------------------------------------------------
 
-    def _write_files(self, record: ContainerRecord, attachment: Attachment) -> None:
+    def _write_files(self, record: ContainerRecord, attachment: Attachment, linked: list[links.Link]) -> None:
         """Write the container's own hosts, hostname and resolv.conf (never the host's wholesale)."""
         directory = self.layout.container(record.id)
         host, config = record.host_config, record.config
@@ -131,9 +134,11 @@ class Launcher:
                 domainname=config.domainname,
                 endpoints=attachment.endpoints,
                 extra_hosts=host.extra_hosts or [],
+                links=[(link.address, link.names) for link in linked],
                 host_mode=host.network_mode == "host",
                 host_gateway=self._defaults.host_gateways or self._networks.host_gateway(attachment.endpoints),
-            ),
+            )
+            + self._peers.block_of(attachment.endpoints),
             "resolv.conf": hostfiles.resolv_conf(
                 self._host_resolv_conf(),
                 servers=host.dns or self._defaults.dns,
@@ -156,13 +161,20 @@ class Launcher:
 
     # -- spec ----------------------------------------------------------------------------------------------
 
-    def _write_spec(self, record: ContainerRecord, attachment: Attachment, run_dir: str) -> None:
-        document = self._spec(record, attachment)
+    @staticmethod
+    def _write_spec(run_dir: str, document: dict[str, Any]) -> None:
         with open(f"{run_dir}/config.json", "wb") as file:
             file.write(msgspec.json.encode(document))
 
-    def _spec(self, record: ContainerRecord, attachment: Attachment) -> dict[str, Any]:
-        return spec.build(record.config, record.host_config, self._facts.find(record, attachment))
+    def _spec(
+        self,
+        record: ContainerRecord,
+        attachment: Attachment,
+        linked: list[links.Link],
+    ) -> dict[str, Any]:
+        variables = [line for link in linked for line in link.variables]
+        facts = self._facts.find(record, attachment, linked_env=variables)
+        return spec.build(record.config, record.host_config, facts)
 
     # -- task ----------------------------------------------------------------------------------------------
 

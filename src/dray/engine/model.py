@@ -64,7 +64,7 @@ class MountPoint(msgspec.Struct):
     `options` are mount words for the spec; `create_source` makes a missing bind source a directory, as `-v` does.
     """
 
-    type: str  # bind, volume, tmpfs, image
+    type: str  # bind, volume, tmpfs
     destination: str
     source: str = ""
     name: str = ""
@@ -76,7 +76,6 @@ class MountPoint(msgspec.Struct):
     create_source: bool = False
     copy: bool = False
     anonymous: bool = False
-    subpath: str = ""
     tmpfs_flag: bool = False  # asked by --tmpfs, which inspect does not list among the mounts
 
 
@@ -162,6 +161,12 @@ class Container:
     def state(self) -> State:
         """The record's state."""
         return self.record.state
+
+
+def event_attributes(container: Container) -> dict[str, str]:
+    """Return the actor attributes of a container's events: its labels, image and name."""
+    config = container.record.config
+    return {**(config.labels or {}), "image": config.image or "", "name": container.name}
 
 
 def encode(record: ContainerRecord) -> bytes:

@@ -143,10 +143,7 @@ def _mount(mount: Mount) -> MountPoint:
             raise refuse("field Source must not be specified")
         point.options = _tmpfs_words(mount)
     else:
-        if not mount.source:
-            raise refuse("field Source must not be empty")
-        point.source, point.rw = mount.source, False
-        point.subpath = mount.image_options.subpath if mount.image_options else ""
+        raise Unsupported('mount type "image": mounting images is not built in yet')
     return point
 
 
@@ -187,11 +184,10 @@ def _volume_options(point: MountPoint, mount: Mount, refuse: Callable[[str], Inv
     point.mode = "z"
     if options:
         point.copy = not options.no_copy
-        point.subpath = options.subpath
+        if options.subpath:
+            raise Unsupported("volume-subpath: mounting a part of a volume is not built in yet")
         if options.driver_config and options.driver_config.name:
             point.driver = options.driver_config.name
-    if point.subpath and (point.subpath.startswith("/") or ".." in point.subpath.split("/")):
-        raise refuse("subpath must be a relative path within the volume")
 
 
 def _tmpfs_words(mount: Mount) -> list[str]:
@@ -231,7 +227,6 @@ def _from_container(text: str, mounts_of: Callable[[str], Sequence[MountPoint]])
                     rw=point.rw and mode != "ro",
                     propagation=point.propagation,
                     options=list(point.options),
-                    subpath=point.subpath,
                 )
             )
     return points

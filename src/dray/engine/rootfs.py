@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 
 from dray.base.errors import InvalidParameter
@@ -57,7 +58,8 @@ def _detached(mount: Mount, read_only: bool) -> int:
     context = libc.fsopen("overlay")
     try:
         libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "source", "overlay")
-        _add_layers(context, lower)
+        if not _add_layers(context, lower):
+            return _briefly_attached(lower, upper, work)
         if upper:
             libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "upperdir", upper)
             libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "workdir", work)
@@ -71,15 +73,30 @@ def _detached(mount: Mount, read_only: bool) -> int:
         os.close(detached)
 
 
-def _add_layers(context: int, lower: Sequence[str]) -> None:
-    """Name the layers one by one (kernel 6.5); older kernels take one string, at most 255 bytes long."""
+def _add_layers(context: int, lower: Sequence[str]) -> bool:
+    """Name the layers one by one; False on a kernel before 6.5, where they do not fit (255 bytes) in one string."""
     try:
         for path in lower:
             libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", path)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", ":".join(lower))
+        together = ":".join(lower)
+        if len(together) > 255:
+            return False
+        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", together)
+    return True
+
+
+def _briefly_attached(lower: Sequence[str], upper: str, work: str) -> int:
+    """Mount with mount(2) at a directory of our own, open the root and unmount at once: the descriptor keeps it."""
+    options = f"lowerdir={':'.join(lower)}" + (f",upperdir={upper},workdir={work}" if upper else "")
+    with tempfile.TemporaryDirectory(prefix="dray-root-") as place:
+        libc.mount("overlay", place, "overlay", 0, options)
+        try:
+            return os.open(place, _DIRECTORY)
+        finally:
+            libc.umount2(place, libc.MNT_DETACH)
 
 
 @contextlib.contextmanager

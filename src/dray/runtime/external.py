@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal as signals
 import socket
 from collections.abc import Sequence
@@ -241,7 +242,9 @@ class ExternalRuntime:
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
             return
         text = log.read_text(errors="replace") if log.exists() else ""
-        message = logged_error(text) or f"{self._binary} {arguments[0]} failed and logged no reason"
+        message = (
+            in_clients_words(logged_error(text)) or f"{self._binary} {arguments[0]} failed and logged no reason"
+        )
         if start:
             raise StartError(message, exit_code_of(message))
         if "does not exist" in message:
@@ -295,6 +298,18 @@ def external_spec(spec: dict[str, Any], root: str, descriptors: Any) -> dict[str
     linux["namespaces"] = entries
     # Older programs refuse a newer version as unknown, and each ignores fields that it does not know.
     return {**spec, "ociVersion": "1.0.2", "root": {**(spec.get("root") or {}), "path": root}, "linux": linux}
+
+
+def in_clients_words(message: str) -> str:
+    """Return a runtime's message as runc would put it: Docker clients tell 126 and 127 by its words."""
+    message = re.sub(
+        r"executable file `([^`]*)` not found in \$PATH.*",
+        r'exec: "\1": executable file not found in $PATH',
+        message,
+    )
+    for words in ("No such file or directory", "Permission denied", "Is a directory"):
+        message = message.replace(words, words.lower())
+    return message
 
 
 def logged_error(text: str) -> str:

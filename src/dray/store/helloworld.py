@@ -152,3 +152,9 @@ def archive() -> bytes:
     files["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
     members = [tarwriter.member(name.encode(), files[name], mtime=_TIME) for name in sorted(files)]
     return b"".join(members) + tarwriter.END
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.buffer.write(archive())

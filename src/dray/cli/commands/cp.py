@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dray.cli.app import App
     from dray.cli.flags import Values
-    from dray.client.transport import Response
+    from dray.client.http1 import Response
 
 
 class _Body:
