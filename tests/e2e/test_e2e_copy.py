@@ -10,6 +10,8 @@ import json
 import lzma
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ import pytest
 from support.engines import Engine, until
 from support.layers import entry, folder, hardlink, make, symlink
 
+SOURCE = str(Path(__file__).parents[2] / "src")
 SETUP = """
 ln -s /etc /lnk; ln -s /no/../no/where /dang; ln -s etc/passwd /rel; mkfifo /fifo; touch /su; chmod 6755 /su
 ln -s loop /loop; echo kept > /data/x; ln /etc/passwd /hl; echo w > /written; mkdir -p /many/deep; echo d > /many/deep/file
@@ -141,7 +144,7 @@ def test_put(engine: Engine, box: str) -> None:
         entry("/absolute", b""),
         symlink("out", "/etc/passwd"),
         entry("null", kind=tarfile.CHRTYPE, device=(1, 3), mode=0o666),
-        hardlink("b", "a"),
+        entry("b", kind=tarfile.LNKTYPE, link="a", mode=0o4755, uid=77, gid=78),
     )
     assert put(engine, "/tmp", body) == (200, "")
     found = fetch(engine, "/tmp")
@@ -218,6 +221,28 @@ def test_client_copies_both_ways(engine: Engine, box: str, tmp_path: Path) -> No
     assert content(engine, "/tmp/renamed") == content(engine, "/var/sub/file") == b"from the host\n"
     engine.ok("cp", "box:/data", str(tmp_path))
     assert (tmp_path / "data" / "x").read_text() == "kept\n"
+
+
+@pytest.mark.drayd_only("it is our own client")
+def test_our_client_copies_both_ways(engine: Engine, box: str, tmp_path: Path) -> None:
+    def dray(*arguments: str, data: bytes = b"") -> bytes:
+        argv = [sys.executable, "-m", "dray.cli", *arguments]
+        done = subprocess.run(
+            argv, check=False, input=data, env={**engine.env, "PYTHONPATH": SOURCE}, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (tmp_path / "file").write_text("ours\n")
+    dray("cp", str(tmp_path / "file"), "box:/data/ours")
+    dray("cp", "box:/data", str(tmp_path / "data"))
+    assert (tmp_path / "data" / "ours").read_text() == "ours\n"
+    dray("cp", "-", "box:/tmp", data=make(entry("piped", b"through")))
+    with tarfile.open(fileobj=io.BytesIO(dray("export", "box"))) as tar:
+        assert "tmp/piped" in tar.getnames()
+    assert dray("commit", "box", "ours:one").startswith(b"sha256:")
+    assert engine.ok("run", "--rm", "ours:one", "cat", "/tmp/piped") == "through"
+    engine.ok("rmi", "ours:one")
 
 
 def test_a_write_is_seen_by_the_container(engine: Engine, box: str) -> None:
