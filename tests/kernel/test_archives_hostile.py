@@ -13,7 +13,7 @@ import pytest
 from dray.base.errors import DrayError, InvalidParameter
 from dray.engine.archives.view import guard
 from dray.linux import mounts
-from dray.store.layers import copyin, extract
+from dray.store.layers import copyin, extract, walk
 from dray.store.layers.copyin import copy_in
 from dray.store.layers.diff import write_layer
 from dray.store.layers.tarwriter import TreeWriter
@@ -106,6 +106,14 @@ def test_directory_swapped_while_it_is_read(root: int, inside: Path, outside: Pa
     (inside / "dst").rename(inside / "kept")
     os.symlink(outside, inside / "dst")
     assert b"SECRET" not in first + b"".join(chunks)
+
+
+def test_directory_swapped_right_after_the_look(
+    root: int, inside: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.symlink(outside, inside / "link")
+    monkeypatch.setattr(walk.stat, "S_ISDIR", lambda mode: True)
+    assert b"SECRET" not in b"".join(write_below(root, TreeWriter()))
 
 
 def test_file_swapped_while_it_is_read(root: int, inside: Path, outside: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dray.engine import rootfs
 from dray.engine.archives import paths
 
 
@@ -84,6 +85,15 @@ def test_links_never_lead_out(root: int, tmp_path: Path) -> None:
     found = paths.find(root, "/leaving")
     os.close(found.parent)
     assert found.stat.link_target == str(tmp_path / "outside")
+
+
+def test_a_link_put_there_since_leads_nowhere(root: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of a path is resolved, then the directory is swapped for a link, then it is opened."""
+    monkeypatch.setattr(paths, "evaluate", lambda root, path: "leaving")
+    with pytest.raises(FileNotFoundError):
+        paths.find(root, "/leaving/secret")
+    with pytest.raises(FileNotFoundError):
+        rootfs.open_in(root, "/leaving/secret")
 
 
 def test_circles_end(root: int) -> None:
