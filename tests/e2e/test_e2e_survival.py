@@ -367,6 +367,23 @@ def test_second_daemon_on_the_same_folders_is_refused(engine: Engine) -> None:
     assert engine.state("box")["Status"] == "running"
 
 
+@pytest.mark.parametrize("shared", ["--data-root", "--exec-root", "-H"])
+def test_second_daemon_is_refused_whatever_it_shares(engine: Engine, tmp_path: Path, shared: str) -> None:
+    engine.ok("run", "-d", "--name", "box", "busybox", "sleep", "600")
+    command = engine.command()
+    for flag in ("--data-root", "--exec-root", "--pidfile", "-H"):
+        if flag != shared:
+            own = str(tmp_path / flag.strip("-"))
+            command[command.index(flag) + 1] = f"unix://{own}" if flag == "-H" else own
+    done = subprocess.run(
+        command, env=engine.environment(), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert shared in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert engine.state("box")["Status"] == "running"
+
+
 def test_many_kills(engine: Engine) -> None:
     engine.ok("run", "-d", "--name", "box", "busybox", "sh", "-c", COUNTS)
     for _ in range(5):

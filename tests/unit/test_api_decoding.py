@@ -215,3 +215,8 @@ def test_versions_out_of_range() -> None:
         versions.check((1, 23))
     with pytest.raises(InvalidParameter, match="too new"):
         versions.check((2, 0))
+
+
+def test_a_string_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(InvalidParameter, match="not UTF-8"):
+        decoding.decode(b'{"Env":["\xff\xfe"]}', models.ContainerConfig)

@@ -119,3 +119,68 @@ def test_a_damaged_file_is_named(database: Path) -> None:
 def test_private(database: Path) -> None:
     Metadata(database).close()
     assert os.stat(database).st_mode & 0o077 == 0
+
+
+def test_a_program_that_looks_at_the_database_does_not_take_the_log_away(database: Path) -> None:
+    look = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT key FROM record').fetchall())"
+
+    def keys() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", look, str(database)], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    records = Metadata(database)
+    records.write([Change("k", "a", b"1")])
+    assert keys() == "[('a',)]"
+    records.write([Change("k", "b", b"2")])
+    assert keys() == "[('a',), ('b',)]"
+    records.close()
+
+
+def _limited(database: Path, script: str) -> str:
+    """Run a script that may not make any file larger than the database is: a disk that is full."""
+    program = (
+        "import resource, signal, sys\n"
+        "from dray.base.records import Change; from dray.store.metadata import Metadata\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program + script, str(database), str(64 << 10)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() + done.stderr.strip()
+
+
+def test_opening_writes_nothing_once_the_schema_is_there(database: Path) -> None:
+    Metadata(database).close()
+    records = Metadata(database)
+    assert Path(f"{database}-wal").stat().st_size == 0
+    records.close()
+
+
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(database: Path) -> None:
+    Metadata(database).close()
+    told = _limited(
+        database,
+        "records = Metadata(sys.argv[1])\n"
+        "try: records.write([Change('k', 'a', b'x' * 200000)])\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "records.write([Change('k', 'b', b'small')]); print(records.scan('k'))",
+    )
+    assert told.startswith(f"Internal {database}: ")
+    assert told.endswith("[('b', b'small')]")
+
+
+def test_a_damaged_database_is_told_with_the_file(database: Path) -> None:
+    records = Metadata(database)
+    records.write([Change("k", str(number), b"x" * 3000) for number in range(50)])
+    records.close()
+    with database.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(60000))
+    with pytest.raises(Internal, match=str(database)):
+        Metadata(database).scan("k")

@@ -38,6 +38,7 @@ from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import ContainerRecord
 from dray.engine.networks import NetworkVerbs
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.spec import machine
 from dray.engine.streams import Streams
@@ -50,7 +51,7 @@ from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
 from dray.server.backends import Backends
-from dray.server.listeners import Listener, Servers
+from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
 from dray.shim.spawn import Zygote
 from dray.shim.tasks import Tasks
@@ -144,6 +145,7 @@ class House:
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
+        self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
         self.execs = ExecTable(
             self.registry, self.events, self.layout, machine.read(self.limits.version).capabilities
@@ -160,6 +162,7 @@ class House:
             self.layout,
             settings,
             FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
+            self.peers,
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -167,6 +170,7 @@ class House:
             launcher,
             self.controller,
             self.snapshots,
+            self.peers,
             default_stop_timeout=config["default-stop-timeout"],
             removed=self._container_removed,
         )
@@ -212,7 +216,7 @@ class House:
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
             transfer=Transfers(self.images),
-            networks=NetworkVerbs(self.controller, self.registry, self.events),
+            networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
             events=self.events,
         )
@@ -342,14 +346,15 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
     loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: restart the daemon to apply daemon.json")
+    listeners = _listeners(config)
+    refuse_taken(listeners)
     house = House(config, zygote)
     servers = Servers(house.backends)
     try:
-        listeners = _listeners(config)
         await house.start()
         await servers.listen(listeners)
-        gc.collect()
         gc.freeze()
+        gc.enable()
         for address in servers.addresses:
             log.info("API listen on %s", address)
         _notify_systemd("READY=1")

@@ -8,7 +8,7 @@ engine has put there itself are left out, as are volumes.
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -18,9 +18,8 @@ from dray.base import reference
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.engine import clock, initfiles
 from dray.engine.events import Events
-from dray.engine.lifecycle import Lifecycle
 from dray.engine.merge import merged
-from dray.engine.model import Container, ContainerRecord
+from dray.engine.model import Container, ContainerRecord, event_attributes
 from dray.engine.registry import Registry
 from dray.oci import image as oci
 from dray.oci import platform as platforms
@@ -33,6 +32,9 @@ from dray.store.snapshots import Change, Snapshots
 from dray.store.transfer.changes import apply_changes
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:  # it makes containers, which are made of images, which are made here
+    from dray.engine.lifecycle import Lifecycle
 
 
 class Commits:
@@ -66,7 +68,7 @@ class Commits:
             if paused:
                 await self._lifecycle.unpause(container)
         told = {"comment": options.comment, "imageID": image.id, "imageRef": name.familiar if name else ""}
-        self._events.publish("container", "commit", container.id, Lifecycle.attributes(container) | told)
+        self._events.publish("container", "commit", container.id, event_attributes(container) | told)
         return image.id
 
     async def _pause(self, container: Container) -> bool:

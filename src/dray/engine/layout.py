@@ -1,12 +1,14 @@
 """Where the engine keeps things.
 
 <data-root>/                   durable, 0711 so that volumes can be reached by the path that is told to users
+  dray.lock                    held by the daemon (flock(2)); another one is refused
   dray.db                      every record
   content/  overlay2/          blobs and layers (see `store`)
   volumes/                     see `volumes.local`
   containers/<id>/             hosts, hostname, resolv.conf, <id>-json.log, exit.json
   trash/                       what is being removed
 <exec-root>/                   volatile, gone after a reboot
+  dray.lock                    as above
   tasks/<id>/                  config.json, task.json, shim.sock (see `shim.model`)
 """
 

@@ -18,7 +18,8 @@ from dray.base.files import remove_tree
 from dray.engine import restart, signals
 from dray.engine.events import Events
 from dray.engine.launch import Launcher
-from dray.engine.model import Container, ContainerRecord
+from dray.engine.model import Container, ContainerRecord, event_attributes
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.network.controller import Controller
 from dray.shim.model import ExitStatus
@@ -40,6 +41,7 @@ class Lifecycle:
         launcher: Launcher,
         networks: Controller,
         snapshots: Snapshots,
+        peers: Peers,
         *,
         default_stop_timeout: int = 10,
         removed: Callable[[ContainerRecord], None] = lambda record: None,
@@ -49,6 +51,7 @@ class Lifecycle:
         self._launcher = launcher
         self._networks = networks
         self._snapshots = snapshots
+        self._peers = peers
         self._default_stop_timeout = default_stop_timeout
         self._removed = removed
         self._back_off: dict[str, restart.BackOff] = {}
@@ -97,7 +100,8 @@ class Lifecycle:
         state.started_at, state.error, state.exit_code, state.oom_killed = task.started_at, "", 0, False
         container.settled.clear()
         self._registry.save(container)
-        self._events.publish("container", "start", container.id, self.attributes(container))
+        self._peers.changed(record.endpoints)
+        self._events.publish("container", "start", container.id, event_attributes(container))
 
     # -- the end of a run ----------------------------------------------------------------------------------
 
@@ -132,7 +136,7 @@ class Lifecycle:
                     run.running, run.exit_code = False, 137
                     run.finished.set()
             self._registry.save(container)
-            attributes = self.attributes(container)
+            attributes = event_attributes(container)
             if unheard:
                 self._events.publish("container", "oom", container.id, attributes)
             self._events.publish(
@@ -144,6 +148,7 @@ class Lifecycle:
             endpoints, record.endpoints = record.endpoints, []
             await self._networks.detach(container.id, endpoints)
             self._launcher.stopped(container, endpoints)
+            self._peers.changed(endpoints)
             if task is not None:
                 await task.release()
             container.settled.set()
@@ -209,7 +214,7 @@ class Lifecycle:
             if terminal and container.state.status == "paused":
                 await task.resume()
         self._events.publish(
-            "container", "kill", container.id, self.attributes(container) | {"signal": str(int(number))}
+            "container", "kill", container.id, event_attributes(container) | {"signal": str(int(number))}
         )
 
     @staticmethod
@@ -233,7 +238,7 @@ class Lifecycle:
             raise NotModified(f"container {container.id} is not running")
         else:
             await self._stop_running(container, signal_name, timeout)
-        self._events.publish("container", "stop", container.id, self.attributes(container))
+        self._events.publish("container", "stop", container.id, event_attributes(container))
 
     async def _stop_running(self, container: Container, signal_name: str, timeout: int | None) -> None:
         number = signals.parse(signal_name) if signal_name else self._stop_signal(container)
@@ -274,7 +279,7 @@ class Lifecycle:
             container.stop_requested = False
         with contextlib.suppress(NotModified):
             await self.start(container)
-        self._events.publish("container", "restart", container.id, self.attributes(container))
+        self._events.publish("container", "restart", container.id, event_attributes(container))
 
     # -- pause, rename -------------------------------------------------------------------------------------
 
@@ -291,7 +296,7 @@ class Lifecycle:
             await container.task.pause()
             container.state.status = "paused"
             self._registry.save(container)
-        self._events.publish("container", "pause", container.id, self.attributes(container))
+        self._events.publish("container", "pause", container.id, event_attributes(container))
 
     async def unpause(self, container: Container) -> None:
         """Thaw all processes."""
@@ -301,7 +306,7 @@ class Lifecycle:
             await container.task.resume()
             container.state.status = "running"
             self._registry.save(container)
-        self._events.publish("container", "unpause", container.id, self.attributes(container))
+        self._events.publish("container", "unpause", container.id, event_attributes(container))
 
     async def rename(self, container: Container, name: str) -> None:
         """Give the container another name."""
@@ -312,7 +317,7 @@ class Lifecycle:
             self._registry.rename(container, name)
             await self._registry.sync()
         self._events.publish(
-            "container", "rename", container.id, self.attributes(container) | {"oldName": f"/{old}"}
+            "container", "rename", container.id, event_attributes(container) | {"oldName": f"/{old}"}
         )
 
     # -- remove --------------------------------------------------------------------------------------------
@@ -354,7 +359,7 @@ class Lifecycle:
         for opening in list(container.opening):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(opening.wait(), OPENING_PATIENCE)
-        attributes = self.attributes(container)
+        attributes = event_attributes(container)
         await self.finish_removal(container)
         self._events.publish("container", "destroy", container.id, attributes)
         status = ExitStatus(exit_code=exit_code, finished_at=container.state.finished_at)
@@ -374,14 +379,3 @@ class Lifecycle:
             self._launcher.remove_anonymous_volumes(container)
         self._removed(container.record)
         self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))
-
-    # -- shared --------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def attributes(container: Container) -> dict[str, str]:
-        """Return the actor attributes of a container's events: its labels, image and name."""
-        return {
-            **(container.record.config.labels or {}),
-            "image": container.record.config.image or "",
-            "name": container.name,
-        }

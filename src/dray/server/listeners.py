@@ -133,6 +133,18 @@ class Servers:
         stack.push_async_callback(close)
 
 
+def refuse_taken(listeners: Iterable[Listener]) -> None:
+    """Raise Conflict if somebody listens on one of the paths: to be asked before a daemon touches anything."""
+    for listener in listeners:
+        scheme, _, path = listener.url.partition("://")
+        if scheme == "unix" and os.path.exists(path) and _is_alive(path):
+            raise _taken(path)
+
+
+def _taken(path: str) -> Conflict:
+    return Conflict(f"cannot listen on {path}: another daemon does; choose another address with -H")
+
+
 def bind_path(path: str, group: str = "") -> socket.socket:
     """Return a socket bound to `path`, mode 0600, or 0660 and owned by `group`.
 
@@ -148,7 +160,7 @@ def bind_path(path: str, group: str = "") -> socket.socket:
         if not stat.S_ISSOCK(status.st_mode):
             raise Conflict(f"cannot listen on {path}: the file exists and is no socket")
         if _is_alive(path):
-            raise Conflict(f"cannot listen on {path}: another daemon does; choose another address with -H")
+            raise _taken(path)
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     previous = os.umask(0o177)

@@ -11,6 +11,9 @@ Invariants:
 * `synchronous=NORMAL` orders log, database and log reuse around each checkpoint (https://www.sqlite.org/wal.html),
   so a power loss at any point leaves a prefix of the commits, never a torn database.
 * Checkpoints run inside `sync`, on a connection of their own, so that the thread that writes never waits for one.
+* Nothing here opens the database's file beside SQLite once it is connected: closing any descriptor of it drops
+  all of the process's locks on it (fcntl(2)), and the next program that only looks at the database would believe
+  to be the last one and delete the log under us.
 * `user_version` is the schema's version; a database made by a newer dray is refused, not guessed at.
 """
 
@@ -20,7 +23,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dray.base.errors import Internal
@@ -53,6 +56,7 @@ class Metadata:
         self._written = 0
         self._synced = 0
         self._log_bytes = 0  # appended since the last checkpoint
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = self._connect()
         try:
             self._migrate()
@@ -64,8 +68,6 @@ class Metadata:
         sync_directory(self._path.parent)
 
     def _connect(self) -> sqlite3.Connection:
-        before = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.close(before)
         try:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
             connection.execute("PRAGMA journal_mode=WAL")
@@ -79,20 +81,40 @@ class Metadata:
         return connection
 
     def _migrate(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        with self._told():
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise Internal(
                 f"{self._path} has schema version {version}, this dray knows {SCHEMA_VERSION}: start a newer dray"
             )
-        # A commit also makes SQLite create the log, whose descriptor `sync` needs.
+        # Reading has made SQLite create the log, whose descriptor `sync` needs.
+        if version < SCHEMA_VERSION:  # else nothing is written: a daemon must start on a full disk, too
+            with self._told():
+                self._create()
+
+    def _create(self) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.execute(_SCHEMA)
         self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         self._connection.execute("COMMIT")
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say which file SQLite's errors are about, and what to do."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if not isinstance(error, sqlite3.OperationalError) and type(error) is not sqlite3.DatabaseError:
+                raise  # a mistake of ours
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            advice = (
+                "free some space and try again" if full else "look at the disk, or restore the file from a backup"
+            )
+            raise Internal(f"{self._path}: {error}: {advice}") from error
+
     def get(self, kind: str, key: str) -> bytes | None:
         """Return a document, or None."""
-        with self._lock:
+        with self._lock, self._told():
             row = self._connection.execute(
                 "SELECT value FROM record WHERE kind = ? AND key = ?", (kind, key)
             ).fetchone()
@@ -100,14 +122,14 @@ class Metadata:
 
     def scan(self, kind: str) -> list[tuple[str, bytes]]:
         """Return all (key, document) of a kind, by key."""
-        with self._lock:
+        with self._lock, self._told():
             return self._connection.execute(
                 "SELECT key, value FROM record WHERE kind = ? ORDER BY key", (kind,)
             ).fetchall()
 
     def write(self, changes: Sequence[Change]) -> None:
         """Write all changes or none; they survive a killed process when this returns."""
-        with self._lock:
+        with self._lock, self._told():
             execute = self._connection.execute
             execute("BEGIN IMMEDIATE")
             try:

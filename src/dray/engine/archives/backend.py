@@ -31,8 +31,7 @@ from dray.engine.archives.view import (
 from dray.engine.bodies import joined, read_body, stream_of
 from dray.engine.events import Events
 from dray.engine.layout import Layout
-from dray.engine.lifecycle import Lifecycle
-from dray.engine.model import Container, ContainerRecord
+from dray.engine.model import Container, ContainerRecord, event_attributes
 from dray.engine.registry import Registry
 from dray.engine.spec import resolve_user
 from dray.store.layers.copyin import copy_in
@@ -120,7 +119,7 @@ class Archives:
         self._publish("extract-to-dir", container)
 
     def _publish(self, action: str, container: Container) -> None:
-        self._events.publish("container", action, container.id, Lifecycle.attributes(container))
+        self._events.publish("container", action, container.id, event_attributes(container))
 
     # -- views ---------------------------------------------------------------------------------------------
 
