@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -15,7 +15,6 @@ from dray.api.requests import CommitOptions
 from dray.base import reference
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound, Unsupported
 from dray.engine import clock
-from dray.engine.commits import Commits
 from dray.engine.events import Events
 from dray.engine.model import ContainerRecord
 from dray.engine.registry import Registry
@@ -59,6 +58,13 @@ def _nanoseconds(created: str) -> int:
 
 def _descriptor(descriptor: Descriptor) -> api.OCIDescriptor:
     return msgspec.convert(_without_nulls(msgspec.to_builtins(descriptor)), api.OCIDescriptor)
+
+
+class Commits(Protocol):
+    """What makes images of containers (`engine.commits`, which stands on the lifecycle)."""
+
+    async def commit(self, options: CommitOptions, config: api.ContainerConfig | None) -> str:
+        """Return the id of the new image."""
 
 
 class ImageVerbs:

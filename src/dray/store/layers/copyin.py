@@ -12,12 +12,15 @@ goes through a descriptor and follows nothing but the openat2(2) resolution of t
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
 from collections.abc import Callable
 
 from dray.base.errors import InvalidParameter
+from dray.base.files import owned_fd
+from dray.linux import mounts
 from dray.store.layers.extract import Extractor
 from dray.store.layers.headers import DIRECTORY, LINK, SYMLINK, Entry, TarReader
 from dray.store.layers.stream import Budget, Decompressed, ForwardReader, Readable
@@ -77,6 +80,15 @@ class CopyIn(Extractor):
             self._check_kind(entry, parent, base, path)
         self._make(entry, path, parent, base)
 
+    def _make_room(self, parent: int, base: bytes, path: bytes) -> None:
+        """Remove what stands there, unless something is mounted there or below: OSError EBUSY.
+
+        The kernel itself would refuse that only to a process in the container's own mount namespace; to others it
+        takes the mount away, and what is mounted below a directory would be emptied with it.
+        """
+        _refuse_mounts(parent, base, mounts.mount_id(parent))
+        super()._make_room(parent, base, path)
+
     def _inside(self, name: bytes) -> bytes:
         try:
             return clean(name)
@@ -117,6 +129,19 @@ class CopyIn(Extractor):
             raise InvalidParameter(f'cannot overwrite directory "{shown}" with non-directory "{self._shown(b"")}"')
         if not is_directory and entry.type == DIRECTORY:
             raise InvalidParameter(f'cannot overwrite non-directory "{shown}" with directory "{self._shown(b"")}"')
+
+
+def _refuse_mounts(parent: int, base: bytes, mount: int) -> None:
+    fd = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if mounts.mount_id(fd) != mount:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), os.fsdecode(base))
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            with owned_fd(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)) as below:
+                for name in os.listdir(below):
+                    _refuse_mounts(below, os.fsencode(name), mount)
+    finally:
+        os.close(fd)
 
 
 def copy_in(
