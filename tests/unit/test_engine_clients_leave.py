@@ -47,7 +47,7 @@ def test_waiting_clients_that_have_left_are_dropped_and_the_others_kept() -> Non
     left = waiting[0][1]
     _drop_gone(waiting)
     assert waiting == kept
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(left)
     for _, fd in kept:
         os.close(fd)
