@@ -168,7 +168,9 @@ def parse(body: bytes) -> Any:
             raise InvalidParameter("unexpected content after JSON") from error
         raise InvalidParameter(f"invalid JSON: {text}") from error
     except UnicodeDecodeError as error:
-        raise InvalidParameter(f"invalid JSON: a string is not UTF-8 (byte {error.object[error.start]:#x})") from error
+        raise InvalidParameter(
+            f"invalid JSON: a string is not UTF-8 (byte {error.object[error.start]:#x})"
+        ) from error
 
 
 def convert(document: Any, cls: type[T], unknown: list[str] | None = None) -> T:
