@@ -140,6 +140,21 @@ async def test_a_half_closed_client_gets_its_error_and_the_end(path: str) -> Non
     assert answer.startswith(b"HTTP/1.1 404")
 
 
+async def test_a_half_closed_client_gets_every_answer_and_the_end(path: str) -> None:
+    answer = await talk(path, get("/_ping") + get("/nosuch") + get("/_ping"), shut=True)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert answer.count(b"HTTP/1.1 404") == 1
+
+
+async def test_a_request_that_was_cut_off_gets_no_answer(path: str) -> None:
+    request = post("/v1.47/containers/create", b"{}")
+    assert await talk(path, request.replace(b"Content-Length: 2", b"Content-Length: 3"), shut=True) == b""
+
+
+async def test_a_stream_without_end_ends_with_its_client(path: str) -> None:
+    await talk(path, get("/events"), shut=True)
+
+
 async def test_chunked_bodies_cannot_be_hijacked(path: str) -> None:
     request = get("/exec/abc/start", "Transfer-Encoding: chunked", "Content-Type: application/json")
     answer = await exchange(path, request.replace(b"GET", b"POST", 1) + b"2\r\n{}\r\n0\r\n\r\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dray.api.filters import Filters
 from dray.api.models import EventActor, EventMessage
@@ -51,9 +51,9 @@ class Events:
         """Return the kept events not older than `since` (unix nanoseconds)."""
         return [message for message in self._buffer if message.time_nano >= since]
 
-    def subscribe(self, *, since: int, until: int, filters: Filters) -> AsyncIterator[EventMessage]:
+    def subscribe(self, *, since: int, until: int, filters: Filters) -> Subscription:
         """Return matching events: the kept ones from `since` on (0: none), then live ones until `until` (unix
-        nanoseconds; 0: for ever). The subscription holds from this call on."""
+        nanoseconds; 0: for ever). The subscription holds from this call until its `aclose`."""
         if since and until and since > until:
             raise InvalidParameter(
                 f"`since` time ({since // 10**9}) cannot be after `until` time ({until // 10**9})"
@@ -62,29 +62,45 @@ class Events:
         for message in self.replay(since) if since else ():
             queue.put_nowait(message)
         self._subscribers.add(queue)
-        return self._stream(queue, until, filters)
+        return Subscription(queue, until, filters, end=lambda: self._subscribers.discard(queue))
 
-    async def _stream(
-        self, queue: asyncio.Queue[EventMessage], until: int, filters: Filters
-    ) -> AsyncIterator[EventMessage]:
+
+class Subscription:
+    """One listener's events. Not a generator: closing one that never ran would not end the subscription."""
+
+    def __init__(
+        self, queue: asyncio.Queue[EventMessage], until: int, filters: Filters, *, end: Callable[[], None]
+    ) -> None:
+        self._queue = queue
+        self._until = until
+        self._filters = filters
+        self._end = end
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> EventMessage:
+        while True:
+            message = await self._next()
+            if message is None or (self._until and message.time_nano > self._until):
+                await self.aclose()
+                raise StopAsyncIteration
+            if matches(message, self._filters):
+                return message
+
+    async def _next(self) -> EventMessage | None:
+        """Return the next event; None when the time is over."""
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        patience = max(0.0, (self._until - clock.now()) / 1e9) if self._until else None
         try:
-            while True:
-                try:
-                    message = queue.get_nowait()
-                except asyncio.QueueEmpty:
-                    patience = (until - clock.now()) / 1e9 if until else None
-                    if patience is not None and patience <= 0:
-                        return
-                    try:
-                        message = await asyncio.wait_for(queue.get(), patience)
-                    except TimeoutError:
-                        return
-                if until and message.time_nano > until:
-                    return
-                if matches(message, filters):
-                    yield message
-        finally:
-            self._subscribers.discard(queue)
+            return await asyncio.wait_for(self._queue.get(), patience)
+        except TimeoutError:
+            return None
+
+    async def aclose(self) -> None:
+        """End the subscription; harmless when it has ended."""
+        self._end()
 
 
 def matches(message: EventMessage, filters: Filters) -> bool:

@@ -22,10 +22,12 @@ from dray.engine.registry import Registry
 from dray.shim.model import AttachRequest, ExecCreate
 from dray.wire import stdcopy
 
+KEPT_SECONDS = 300.0  # moby `execCommandGC`: between five and ten minutes
+
 
 class ExecTable:
-    """All execs of the daemon. They live as long as their container's run and are gone with the daemon, as
-    dockerd's are; their processes are not."""
+    """All execs of the daemon. They can be asked about until `KEPT_SECONDS` after their end, and are gone with the
+    daemon, as dockerd's are; their processes are not."""
 
     def __init__(self, registry: Registry, events: Events, layout: Layout, capabilities: Sequence[str]) -> None:
         self._registry = registry
@@ -127,6 +129,8 @@ class ExecTable:
             return
         run.running, run.exit_code = False, exit_code
         run.finished.set()
+        container.execs.pop(exec_id, None)
+        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._execs.pop, exec_id, None)
         attributes = event_attributes(container) | {"execID": run.id, "exitCode": str(exit_code)}
         self._events.publish("container", "exec_die", container.id, attributes)
 

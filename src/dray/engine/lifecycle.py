@@ -250,10 +250,11 @@ class Lifecycle:
         container.record.manually_stopped = True
         self._registry.save(container)
         await self._signal(container, number)
-        if await self._settled_within(container, None if patience < 0 else float(patience)):
-            return
-        await self._signal(container, signal.SIGKILL)
-        await self._wait_until_settled(container, KILL_PATIENCE)
+        if not await self._settled_within(container, None if patience < 0 else float(patience)):
+            await self._signal(container, signal.SIGKILL)
+            await self._wait_until_settled(container, KILL_PATIENCE)
+        if container.state.status == "restarting":  # it ended by itself just before it could be told to
+            await self._give_up_restarting(container)
 
     async def _settled_within(self, container: Container, seconds: float | None) -> bool:
         try:

@@ -10,7 +10,9 @@ import asyncio
 import re
 from collections.abc import Iterator
 
-from dray.base.errors import Conflict, InvalidParameter, NotFound
+import msgspec
+
+from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound
 from dray.base.records import Change, Records
 from dray.engine import model
 from dray.engine.model import Container
@@ -28,8 +30,14 @@ class Registry:
 
     def load(self) -> None:
         """Read every record (at start of the daemon)."""
-        for _, data in self._records.scan(model.KIND):
-            container = Container(model.decode(data))
+        for key, data in self._records.scan(model.KIND):
+            try:
+                container = Container(model.decode(data))
+            except msgspec.MsgspecError as error:
+                raise Internal(
+                    f"the record of container {key} cannot be read ({error}): it was written by another version of "
+                    "dray, start that one; nothing has been changed"
+                ) from error
             container.settled.set()
             self._by_id[container.id] = container
             self._by_name[container.name] = container.id
@@ -48,8 +56,9 @@ class Registry:
         """Return the container with this id, name, or unique id prefix, in that order (moby `GetContainer`)."""
         if container := self._by_id.get(reference):
             return container
-        if found := self._by_name.get(reference.removeprefix("/")):
-            return self._by_id[found]
+        found = self._by_id.get(self._by_name.get(reference.removeprefix("/"), ""))
+        if found is not None:  # a name may be taken by a creation that is still under way
+            return found
         matches = [identity for identity in self._by_id if identity.startswith(reference)] if reference else []
         if len(matches) > 1:
             raise InvalidParameter(f"multiple IDs found with provided prefix: {reference}")

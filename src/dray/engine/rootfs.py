@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 from dray.base.errors import InvalidParameter
+from dray.base.files import owned_fd
 from dray.linux import libc
 from dray.runtime.model import Mount
 
@@ -124,10 +125,10 @@ def read_small_file(root: int, path: str, *, limit: int = 1 << 20) -> str:
         fd = open_in(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return ""
-    with os.fdopen(fd, "rb") as file:
+    with owned_fd(fd):
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return ""
         if status.st_size > limit:
             raise InvalidParameter(f"{path} of the container is larger than {limit} bytes; it is not read")
-        return file.read(limit).decode(errors="surrogateescape")
+        return os.read(fd, limit).decode(errors="surrogateescape")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 
 from dray.api.requests import AttachOptions, Connection, Detached, LogOptions
 from dray.base.errors import Conflict, InvalidParameter, Unsupported
@@ -66,6 +67,7 @@ class Streams:
             elif self._registry.get(container.id) is None:
                 os.close(detached.fd)
             else:
+                _drop_gone(container.pending)
                 container.pending.append((request, detached.fd))
 
     async def _replay(self, container: Container, options: AttachOptions, detached: Detached) -> None:
@@ -116,3 +118,14 @@ class Streams:
             framed=multiplexed,
             chunked=chunked,
         )
+
+
+def _drop_gone(pending: list[tuple[AttachRequest, int]]) -> None:
+    """Close the sockets of clients that have left while they waited for a start."""
+    poll = select.poll()
+    for _, fd in pending:
+        poll.register(fd, 0)  # hang-ups and errors are always told
+    gone = {fd for fd, _ in poll.poll(0)}
+    for fd in gone:
+        os.close(fd)
+    pending[:] = [waiting for waiting in pending if waiting[1] not in gone]

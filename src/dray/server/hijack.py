@@ -129,8 +129,11 @@ class EngineConnection(RequestHandler):
             self.transport.pause_reading()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Keep the connection when the client only closed its sending half behind a hijackable request."""
-        self._eof = self._holding and not self._missing
+        """Keep the connection until its last request is answered when the client only closed its sending half. A
+        client that has left altogether looks the same: what should end with it ends now."""
+        asked = self._holding or self._messages or self._request_count != self._answered
+        whole = not self._missing and (self._last_body is None or self._last_body.is_eof())
+        self._eof = bool(asked and whole and self._cancellable is None)
         return True if self._eof else None
 
     async def _handle_request(
@@ -147,7 +150,7 @@ class EngineConnection(RequestHandler):
             self._unsplit = False
             if self._holding:
                 self._release()
-            if self._eof:
+            if self._eof and not self._messages:
                 self.close()
 
     def _release(self) -> None:
@@ -163,8 +166,10 @@ class EngineConnection(RequestHandler):
     # Losing and leaving
 
     def cancel_on_loss(self) -> None:
-        """Cancel the current task when the client disconnects."""
+        """Cancel the current task when the client disconnects, or has."""
         self._cancellable = asyncio.current_task()
+        if self._eof and not self._holding and self._cancellable is not None:
+            self._cancellable.cancel()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End the request in progress if it asked for that; others run to their end."""
