@@ -77,6 +77,12 @@ def test_polite_stop_disturbs_nothing_either(engine: Engine) -> None:
     assert engine.state("box")["Pid"] == pid
 
 
+def started(engine: Engine) -> None:
+    """Output flows before the client has the answer to its start request; without that answer it gives up."""
+    engine.until_state("box", "running")
+    time.sleep(0.3)
+
+
 def test_attached_client_stays_attached(engine: Engine) -> None:
     with engine.spawn("run", "-i", "--name", "box", "busybox", "cat") as client:
         assert client.stdin is not None
@@ -84,6 +90,7 @@ def test_attached_client_stays_attached(engine: Engine) -> None:
         client.stdin.write(b"before\n")
         client.stdin.flush()
         assert client.stdout.readline() == b"before\n"
+        started(engine)
         engine.kill()
         client.stdin.write(b"while\n")
         client.stdin.flush()
@@ -102,6 +109,7 @@ def test_attach_with_100_megabytes_flowing(engine: Engine) -> None:
         assert client.stdout is not None
         assert client.stdin is not None
         got = len(client.stdout.read(10_000_000))
+        started(engine)
         engine.kill()
         client.stdin.write(b"go\n")
         client.stdin.flush()
