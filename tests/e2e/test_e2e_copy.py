@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -249,6 +250,32 @@ def test_a_write_is_seen_by_the_container(engine: Engine, box: str) -> None:
     assert put(engine, "/tmp", make(entry("news", b"hello")))[0] == 200
     engine.docker("start", "box")
     assert engine.ok("exec", "box", "cat", "/tmp/news") == "hello"
+
+
+def test_clients_that_go_away(engine: Engine, box: str) -> None:
+    """Half an upload and half a download leave no lock held and no descriptor open."""
+    body = make(entry("big", bytes(4 << 20)))
+    descriptors = Path(f"/proc/{engine.pid}/fd")
+    look(engine, "/etc")
+    before = len(os.listdir(descriptors))
+    for request in (
+        b"PUT /containers/box/archive?path=/tmp HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + body[: 1 << 20],
+        b"GET /containers/box/archive?path=/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /containers/box/export HTTP/1.1\r\nHost: x\r\n\r\n",
+    ):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(engine.socket))
+            client.sendall(request)
+            if request.startswith(b"GET"):
+                client.recv(1000)
+            else:
+                time.sleep(0.1)
+    if engine.name == "drayd":
+        until(lambda: len(os.listdir(descriptors)) <= before, what="the daemon to close what it had opened")
+    assert put(engine, "/tmp", make(entry("after", b"x"))) == (200, "")
+    engine.docker("start", "box")
+    assert engine.ok("exec", "box", "cat", "/tmp/after") == "x"
 
 
 def test_created_container(engine: Engine) -> None:
