@@ -31,7 +31,7 @@ class FakeRuntime:
         self.failures: dict[str, int] = {}
 
     def create(self, request: CreateRequest) -> Started:
-        process = request.spec["process"]
+        process = request.document["process"]
         if process["args"][0] == "nosuch-create":
             raise StartError("exec: nosuch-create: executable file not found in $PATH", 127)
         reader, gate = os.pipe2(os.O_CLOEXEC)

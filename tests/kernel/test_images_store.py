@@ -355,7 +355,7 @@ def test_delete_everything(store: Store) -> None:
     child = store.images.resolve("child:1")
     assert store.images.delete("child:1", in_use=nobody) == [{"Untagged": "child:1"}]
     assert store.images.delete("child:2", in_use=nobody) == [{"Untagged": "child:2"}, {"Deleted": child.id}]
-    assert store.events[-2:] == [("untag", child.id, "child:2"), ("delete", child.id, child.id)]
+    assert store.events[-2:] == [("untag", child.id, child.id), ("delete", child.id, child.id)]
     base = store.images.resolve("base:1")
     assert {info.key for info in store.snapshots.list()} == set(base.chain_ids)
     assert {digest for digest, _ in store.content.walk()} == {base.id, base.config_digest, digests.of(BASE)}

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from dray.base.errors import Conflict, InvalidParameter, NotFound, StartError
+from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound, StartError
 from dray.linux import cgroups, libc
 from dray.runtime.lifecycle import BuiltinRuntime
+from dray.runtime.model import CreateRequest
 from kernel.runtime_bundle import CGROUP, Box, docker_spec, drain, make_root, mount_entry, reap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -457,3 +459,25 @@ def test_a_failed_create_leaves_nothing(box: Box) -> None:
         box.create(spec)
     with contextlib.suppress(ChildProcessError):
         assert os.waitpid(-1, os.WNOHANG) == (0, 0)
+
+
+def test_a_cgroup_that_is_taken_is_refused_and_left_alone(box: Box) -> None:
+    id, started = box.create(docker_spec("sleep", "100"))
+    box.runtime.start(id)
+    spec = docker_spec("true")
+    spec["linux"]["cgroupsPath"] = f"{CGROUP}/{id}"
+    for document in (spec, msgspec.json.encode(spec)):
+        with pytest.raises(Conflict, match="not empty"):
+            BuiltinRuntime().create(CreateRequest(f"{id}-second", box.bundle, document, box.rootfs()))
+    assert box.runtime.pids(id) == [started.pid]
+
+
+def test_a_create_that_fails_late_removes_the_cgroup_that_init_made(box: Box) -> None:
+    spec = docker_spec("true")
+    spec["mounts"].append(mount_entry("/x", "bind", "/nonexistent-source", "rbind"))
+    id = f"dray-test-{os.getpid()}-late"
+    spec["linux"]["cgroupsPath"] = f"{CGROUP}/{id}"
+    with pytest.raises(Internal, match="/nonexistent-source"):
+        box.runtime.create(CreateRequest(id, box.bundle, msgspec.json.encode(spec), box.rootfs()))
+    paths = cgroups.load(f"{CGROUP}/{id}", id).paths.values()
+    assert not any(os.path.exists(path) for path in paths)

@@ -20,7 +20,9 @@ def engine(tmp_path) -> Mock:
 
 @pytest.fixture
 def lifecycle(engine: Mock) -> Lifecycle:
-    return Lifecycle(engine.registry, engine.events, engine.launcher, engine.networks, engine.snapshots)
+    return Lifecycle(
+        engine.registry, engine.events, engine.launcher, engine.networks, engine.snapshots, engine.peers
+    )
 
 
 @pytest.fixture

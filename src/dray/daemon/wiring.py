@@ -23,6 +23,8 @@ from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
 from dray.engine import security
+from dray.engine.archives import Archives
+from dray.engine.commits import Commits
 from dray.engine.containers import Containers
 from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
@@ -34,7 +36,9 @@ from dray.engine.images import ImageVerbs
 from dray.engine.launch import Launcher
 from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
+from dray.engine.model import ContainerRecord
 from dray.engine.networks import NetworkVerbs
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.spec import machine
 from dray.engine.streams import Streams
@@ -55,7 +59,6 @@ from dray.store.content import ContentStore
 from dray.store.images import Images
 from dray.store.metadata import Metadata
 from dray.store.overlay import Overlay
-from dray.store.snapshots import Snapshots
 from dray.store.vfs import Vfs
 from dray.volumes.local import Volumes
 
@@ -112,6 +115,7 @@ def defaults(config: DaemonConfig) -> Defaults:
         dns=config["dns"],
         dns_search=config["dns-search"],
         dns_options=config["dns-opts"],
+        network="none" if config["bridge"] == "none" else "bridge",
         init=config["init"],
         init_path=config["init-path"] or shutil.which("docker-init") or shutil.which("tini") or "",
         host_gateways=gateways,
@@ -130,7 +134,7 @@ class House:
         root = self.layout.data_root
         self.limits = capabilities()
         self.metadata = Metadata(self.layout.database)
-        self.snapshots: Snapshots
+        self.snapshots: Overlay | Vfs
         if config["storage-driver"] == "vfs":
             self.snapshots = Vfs(f"{root}/vfs", self.metadata)
         else:
@@ -141,6 +145,7 @@ class House:
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
+        self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
         self.execs = ExecTable(
             self.registry, self.events, self.layout, machine.read(self.limits.version).capabilities
@@ -157,6 +162,7 @@ class House:
             self.layout,
             settings,
             FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
+            self.peers,
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -164,14 +170,17 @@ class House:
             launcher,
             self.controller,
             self.snapshots,
+            self.peers,
             default_stop_timeout=config["default-stop-timeout"],
+            removed=self._container_removed,
         )
         self.supervisor = Supervisor(
             self.registry, self.lifecycle, self.execs, self.health, self.events, self.layout
         )
         self.tasks.listener = self.supervisor
         self.zygote = zygote
-        self.image_verbs = ImageVerbs(self.images, self.registry, self.events)
+        commits = Commits(self.images, self.registry, self.lifecycle, self.snapshots, self.events)
+        self.image_verbs = ImageVerbs(self.images, self.registry, self.events, commits)
         self.volume_verbs = VolumeVerbs(self.volumes, self.registry, self.events)
         self.backends = self._backends(settings)
 
@@ -203,10 +212,11 @@ class House:
             containers=containers,
             lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
+            archives=Archives(self.registry, self.snapshots, self.volumes, self.events, self.layout),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
             transfer=Transfers(self.images),
-            networks=NetworkVerbs(self.controller, self.registry, self.events),
+            networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
             events=self.events,
         )
@@ -228,6 +238,11 @@ class House:
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
         )
 
+    def _container_removed(self, record: ContainerRecord) -> None:
+        """The layers of an image that was removed by force go with its last container."""
+        if not self.image_verbs.exists(record.image_id):
+            self.lifecycle.later(asyncio.to_thread(self.images.collect))
+
     def _image_event(self, action: str, actor: str, attributes: Mapping[str, str]) -> None:
         """Hand an image's event, from whatever thread, to the loop."""
         self._loop.call_soon_threadsafe(self.events.publish, "image", action, actor, attributes)
@@ -243,6 +258,8 @@ class House:
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
         self._sweep()
+        used = {point.name for one in self.registry if one.state.running for point in one.record.mounts}
+        self.volumes.release_unused(used)
         self.lifecycle.later(asyncio.to_thread(self.images.repair))
 
     async def _warm(self) -> None:
@@ -274,6 +291,7 @@ class House:
         await self.controller.close(wipe=idle)
         if idle:
             cgroups.prune(self.config["cgroup-parent"] or "/dray")
+        await asyncio.to_thread(self.snapshots.close)
         self.metadata.close()
 
 
@@ -335,8 +353,8 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
     try:
         await house.start()
         await servers.listen(listeners)
-        gc.collect()
         gc.freeze()
+        gc.enable()
         for address in servers.addresses:
             log.info("API listen on %s", address)
         _notify_systemd("READY=1")

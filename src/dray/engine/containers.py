@@ -15,7 +15,7 @@ from dray.engine.events import Events
 from dray.engine.images import ImageVerbs
 from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
-from dray.engine.model import Container
+from dray.engine.model import Container, event_attributes
 from dray.engine.registry import Registry
 from dray.store.snapshots import Snapshots
 
@@ -50,7 +50,7 @@ class Containers:
     ) -> api.ContainerCreateResponse:
         """Create a container."""
         container, warnings = await self._creator.create(options, config, host_config, networking_config)
-        self._events.publish("container", "create", container.id, Lifecycle.attributes(container))
+        self._events.publish("container", "create", container.id, event_attributes(container))
         return api.ContainerCreateResponse(id=container.id, warnings=warnings)
 
     async def list_containers(
@@ -105,7 +105,7 @@ class Containers:
             container.record.host_config = changed
             self._registry.save(container)
             await self._registry.sync()
-        self._events.publish("container", "update", container.id, Lifecycle.attributes(container))
+        self._events.publish("container", "update", container.id, event_attributes(container))
         return api.ContainerUpdateResponse()
 
     async def remove(self, ref: str, options: RemoveOptions) -> None:
@@ -145,7 +145,7 @@ class Containers:
         assert container.task is not None
         pids = await container.task.pids()
         response = await asyncio.to_thread(top.processes, pids, ps_args)
-        self._events.publish("container", "top", container.id, Lifecycle.attributes(container))
+        self._events.publish("container", "top", container.id, event_attributes(container))
         return response
 
     def _running(self, ref: str) -> Container:

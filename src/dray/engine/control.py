@@ -10,7 +10,7 @@ from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.engine.events import Events
 from dray.engine.health import HealthChecks
 from dray.engine.lifecycle import Lifecycle
-from dray.engine.model import Container
+from dray.engine.model import Container, event_attributes
 from dray.engine.registry import Registry
 from dray.shim.model import ExitStatus
 
@@ -95,5 +95,5 @@ class Control:
             "container",
             "resize",
             container.id,
-            Lifecycle.attributes(container) | {"height": str(height), "width": str(width)},
+            event_attributes(container) | {"height": str(height), "width": str(width)},
         )

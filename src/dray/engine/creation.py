@@ -52,6 +52,7 @@ class Defaults:
     dns: list[str] = field(default_factory=list)
     dns_search: list[str] = field(default_factory=list)
     dns_options: list[str] = field(default_factory=list)
+    network: str = "bridge"
     init: bool = False
     init_path: str = ""
     host_gateways: list[str] = field(default_factory=list)
@@ -156,7 +157,7 @@ class Creator:
         defaults = self._defaults
         host = msgspec.structs.replace(ask)
         if host.network_mode in ("", "default"):
-            host.network_mode = "bridge"
+            host.network_mode = defaults.network
         host.ipc_mode = host.ipc_mode or defaults.ipc_mode
         if not host.cgroupns_mode:
             host.cgroupns_mode = defaults.cgroupns_mode

@@ -16,8 +16,7 @@ from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.engine import detachkeys
 from dray.engine.events import Events
 from dray.engine.layout import Layout
-from dray.engine.lifecycle import Lifecycle
-from dray.engine.model import Container, Exec
+from dray.engine.model import Container, Exec, event_attributes
 from dray.engine.processes import exec_process
 from dray.engine.registry import Registry
 from dray.shim.model import AttachRequest, ExecCreate
@@ -132,7 +131,7 @@ class ExecTable:
         run.finished.set()
         container.execs.pop(exec_id, None)
         asyncio.get_running_loop().call_later(KEPT_SECONDS, self._execs.pop, exec_id, None)
-        attributes = Lifecycle.attributes(container) | {"execID": run.id, "exitCode": str(exit_code)}
+        attributes = event_attributes(container) | {"execID": run.id, "exitCode": str(exit_code)}
         self._events.publish("container", "exec_die", container.id, attributes)
 
     def detached(self, container: Container, exec_id: str) -> None:
@@ -169,9 +168,7 @@ class ExecTable:
         )
 
     def _publish(self, container: Container, action: str, run: Exec) -> None:
-        self._events.publish(
-            "container", action, container.id, Lifecycle.attributes(container) | {"execID": run.id}
-        )
+        self._events.publish("container", action, container.id, event_attributes(container) | {"execID": run.id})
 
 
 class ExecVerbs:

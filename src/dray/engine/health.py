@@ -15,8 +15,7 @@ from dray.base.errors import DrayError
 from dray.engine import clock
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable
-from dray.engine.lifecycle import Lifecycle
-from dray.engine.model import Container, Health, HealthProbe
+from dray.engine.model import Container, Health, HealthProbe, event_attributes
 from dray.engine.registry import Registry
 from dray.shim.model import AttachRequest
 
@@ -94,7 +93,7 @@ class HealthChecks:
             self._registry.save(container)
             if health.status != before:
                 self._events.publish(
-                    "container", f"health_status: {health.status}", container.id, Lifecycle.attributes(container)
+                    "container", f"health_status: {health.status}", container.id, event_attributes(container)
                 )
 
     async def _probe(self, container: Container, command: list[str], timeout: float) -> HealthProbe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -60,11 +60,19 @@ def _descriptor(descriptor: Descriptor) -> api.OCIDescriptor:
     return msgspec.convert(_without_nulls(msgspec.to_builtins(descriptor)), api.OCIDescriptor)
 
 
+class Commits(Protocol):
+    """What makes images of containers (`engine.commits`, which stands on the lifecycle)."""
+
+    async def commit(self, options: CommitOptions, config: api.ContainerConfig | None) -> str:
+        """Return the id of the new image."""
+
+
 class ImageVerbs:
     """List, inspect, tag, remove and prune images; and what other verbs ask of them."""
 
-    def __init__(self, images: Images, registry: Registry, events: Events) -> None:
+    def __init__(self, images: Images, registry: Registry, events: Events, commits: Commits) -> None:
         self._images = images
+        self._commits = commits
         self._registry = registry
         self._events = events
 
@@ -78,6 +86,14 @@ class ImageVerbs:
         """Make sure that the image's layers are unpacked."""
         if image.chain_id is not None and not self._images.snapshots.exists(image.chain_id):
             await asyncio.to_thread(self._images.ensure_unpacked, image)
+
+    def exists(self, image_id: str) -> bool:
+        """Tell whether there is (still) an image of that id."""
+        try:
+            self._images.resolve(image_id)
+        except DrayError:
+            return False
+        return True
 
     def count(self) -> int:
         """Return how many images there are."""
@@ -336,7 +352,7 @@ class ImageVerbs:
 
     async def commit(self, options: CommitOptions, config: api.ContainerConfig | None) -> api.IDResponse:
         """Make an image of a container."""
-        raise Unsupported(f"commit of {options.container}: making images of containers is not built in yet")
+        return api.IDResponse(id=await self._commits.commit(options, config))
 
 
 def _deleted(lines: Iterable[dict[str, str]]) -> list[api.ImageDeleteResponseItem]:

@@ -25,6 +25,7 @@ from dray.engine.facts import FactFinder
 from dray.engine.laps import Laps
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
 from dray.logs import attributes
@@ -53,6 +54,7 @@ class Launcher:
         layout: Layout,
         defaults: Defaults,
         facts: FactFinder,
+        peers: Peers,
     ) -> None:
         self._registry = registry
         self._events = events
@@ -63,6 +65,7 @@ class Launcher:
         self.layout = layout
         self._defaults = defaults
         self._facts = facts
+        self._peers = peers
 
     async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
         """Start a container's task; return it and the endpoints it got."""
@@ -134,7 +137,8 @@ class Launcher:
                 links=[(link.address, link.names) for link in linked],
                 host_mode=host.network_mode == "host",
                 host_gateway=self._defaults.host_gateways or self._networks.host_gateway(attachment.endpoints),
-            ),
+            )
+            + self._peers.block_of(attachment.endpoints),
             "resolv.conf": hostfiles.resolv_conf(
                 self._host_resolv_conf(),
                 servers=host.dns or self._defaults.dns,

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
 from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError
@@ -19,7 +19,8 @@ from dray.base.files import remove_tree
 from dray.engine import restart, signals
 from dray.engine.events import Events
 from dray.engine.launch import Launcher
-from dray.engine.model import Container
+from dray.engine.model import Container, ContainerRecord, event_attributes
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.network.controller import Controller
 from dray.shim.model import ExitStatus
@@ -53,15 +54,19 @@ class Lifecycle:
         launcher: Launcher,
         networks: Controller,
         snapshots: Snapshots,
+        peers: Peers,
         *,
         default_stop_timeout: int = 10,
+        removed: Callable[[ContainerRecord], None] = lambda record: None,
     ) -> None:
         self._registry = registry
         self._events = events
         self._launcher = launcher
         self._networks = networks
         self._snapshots = snapshots
+        self._peers = peers
         self._default_stop_timeout = default_stop_timeout
+        self._removed = removed
         self._back_off: dict[str, restart.BackOff] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -110,7 +115,8 @@ class Lifecycle:
             raise Internal(str(error)) from error
         container.task = task
         container.settled.clear()
-        self._events.publish("container", "start", container.id, self.attributes(container))
+        self._peers.changed(record.endpoints)
+        self._events.publish("container", "start", container.id, event_attributes(container))
 
     @staticmethod
     async def _abandon(task: Task) -> None:
@@ -154,7 +160,7 @@ class Lifecycle:
                     run.finished.set()
             with _logged(container, "its end could not be written down"):  # exit.json has it for the next daemon
                 self._registry.save(container)
-            attributes = self.attributes(container)
+            attributes = event_attributes(container)
             if unheard:
                 self._events.publish("container", "oom", container.id, attributes)
             self._events.publish(
@@ -168,6 +174,8 @@ class Lifecycle:
                 await self._networks.detach(container.id, endpoints)
             with _logged(container, "its volumes could not be given back"):
                 self._launcher.stopped(container, endpoints)
+            with _logged(container, "its peers could not be told"):
+                self._peers.changed(endpoints)
             if task is not None:
                 with _logged(container, "its shim could not be released"):
                     await task.release()
@@ -234,7 +242,7 @@ class Lifecycle:
             if terminal and container.state.status == "paused":
                 await task.resume()
         self._events.publish(
-            "container", "kill", container.id, self.attributes(container) | {"signal": str(int(number))}
+            "container", "kill", container.id, event_attributes(container) | {"signal": str(int(number))}
         )
 
     def _note_stopped_by_hand(self, container: Container) -> None:
@@ -272,7 +280,7 @@ class Lifecycle:
             raise NotModified(f"container {container.id} is not running")
         else:
             await self._stop_running(container, signal_name, timeout)
-        self._events.publish("container", "stop", container.id, self.attributes(container))
+        self._events.publish("container", "stop", container.id, event_attributes(container))
 
     async def _stop_running(self, container: Container, signal_name: str, timeout: int | None) -> None:
         number = signals.parse(signal_name) if signal_name else self._stop_signal(container)
@@ -283,10 +291,11 @@ class Lifecycle:
             patience = self._default_stop_timeout
         self._note_stopped_by_hand(container)
         await self._signal(container, number)
-        if await self._settled_within(container, None if patience < 0 else float(patience)):
-            return
-        await self._signal(container, signal.SIGKILL)
-        await self._wait_until_settled(container, KILL_PATIENCE)
+        if not await self._settled_within(container, None if patience < 0 else float(patience)):
+            await self._signal(container, signal.SIGKILL)
+            await self._wait_until_settled(container, KILL_PATIENCE)
+        if container.state.status == "restarting":  # it ended by itself just before it could be told to
+            await self._give_up_restarting(container)
 
     async def _settled_within(self, container: Container, seconds: float | None) -> bool:
         try:
@@ -312,7 +321,7 @@ class Lifecycle:
             container.stop_requested = False
         with contextlib.suppress(NotModified):
             await self.start(container)
-        self._events.publish("container", "restart", container.id, self.attributes(container))
+        self._events.publish("container", "restart", container.id, event_attributes(container))
 
     # -- pause, rename -------------------------------------------------------------------------------------
 
@@ -329,7 +338,7 @@ class Lifecycle:
             await container.task.pause()
             container.state.status = "paused"
             self._registry.save(container)
-        self._events.publish("container", "pause", container.id, self.attributes(container))
+        self._events.publish("container", "pause", container.id, event_attributes(container))
 
     async def unpause(self, container: Container) -> None:
         """Thaw all processes."""
@@ -339,7 +348,7 @@ class Lifecycle:
             await container.task.resume()
             container.state.status = "running"
             self._registry.save(container)
-        self._events.publish("container", "unpause", container.id, self.attributes(container))
+        self._events.publish("container", "unpause", container.id, event_attributes(container))
 
     async def rename(self, container: Container, name: str) -> None:
         """Give the container another name."""
@@ -350,7 +359,7 @@ class Lifecycle:
             self._registry.rename(container, name)
             await self._registry.sync()
         self._events.publish(
-            "container", "rename", container.id, self.attributes(container) | {"oldName": f"/{old}"}
+            "container", "rename", container.id, event_attributes(container) | {"oldName": f"/{old}"}
         )
 
     # -- remove --------------------------------------------------------------------------------------------
@@ -396,7 +405,7 @@ class Lifecycle:
         for opening in list(container.opening):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(opening.wait(), OPENING_PATIENCE)
-        attributes = self.attributes(container)
+        attributes = event_attributes(container)
         try:
             await self.finish_removal(container)
         except Exception as error:
@@ -418,15 +427,5 @@ class Lifecycle:
         if container.record.remove_volumes:
             self._launcher.remove_anonymous_volumes(container)
         self._registry.remove(container)  # last: until then a daemon that is killed finishes it when it starts
+        self._removed(container.record)
         self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))
-
-    # -- shared --------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def attributes(container: Container) -> dict[str, str]:
-        """Return the actor attributes of a container's events: its labels, image and name."""
-        return {
-            **(container.record.config.labels or {}),
-            "image": container.record.config.image or "",
-            "name": container.name,
-        }

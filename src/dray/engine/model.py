@@ -163,6 +163,12 @@ class Container:
         return self.record.state
 
 
+def event_attributes(container: Container) -> dict[str, str]:
+    """Return the actor attributes of a container's events: its labels, image and name."""
+    config = container.record.config
+    return {**(config.labels or {}), "image": config.image or "", "name": container.name}
+
+
 def encode(record: ContainerRecord) -> bytes:
     """Return the record as it is stored."""
     return _encoder.encode(record)

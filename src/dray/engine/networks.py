@@ -10,6 +10,7 @@ from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound
 from dray.engine import clock
 from dray.engine.events import Events
 from dray.engine.model import Container
+from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.sandbox import endpoint_ask, sandbox_ask
 from dray.network.controller import Controller
@@ -60,10 +61,11 @@ def _pool(pool: Pool) -> dict[str, object]:
 class NetworkVerbs:
     """Create, list, inspect, remove, connect, disconnect and prune networks."""
 
-    def __init__(self, controller: Controller, registry: Registry, events: Events) -> None:
+    def __init__(self, controller: Controller, registry: Registry, events: Events, peers: Peers) -> None:
         self._controller = controller
         self._registry = registry
         self._events = events
+        self._peers = peers
 
     async def create(self, request: api.NetworkCreateRequest) -> api.NetworkCreateResponse:
         """Create a network."""
@@ -192,6 +194,7 @@ class NetworkVerbs:
                 record.endpoints = await self._controller.connect(
                     record.id, sandbox_ask(record), endpoint_ask(network.name, settings), pid=container.task.pid
                 )
+                self._peers.changed(record.endpoints)
             asked[network.name] = settings
             record.networking = api.NetworkingConfig(endpoints_config=asked)
             self._registry.save(container)
@@ -212,7 +215,9 @@ class NetworkVerbs:
             if not held and network.name not in asked and not default:
                 raise Forbidden(f"container {record.id} is not connected to network {network.name}")
             if held and container.state.running and container.task is not None:
+                before = record.endpoints
                 record.endpoints = await self._controller.disconnect(record.id, held[0], pid=container.task.pid)
+                self._peers.changed(before)
             asked.pop(network.name, None)
             record.networking = api.NetworkingConfig(endpoints_config=asked)
             self._registry.save(container)

@@ -16,8 +16,7 @@ from dray.base.errors import Conflict, InvalidParameter, Unsupported
 from dray.engine import detachkeys
 from dray.engine.events import Events
 from dray.engine.layout import Layout
-from dray.engine.lifecycle import Lifecycle
-from dray.engine.model import Container
+from dray.engine.model import Container, event_attributes
 from dray.engine.registry import Registry
 from dray.shim.model import AttachRequest, LogRequest
 from dray.shim.tasks import Zygote, serve_logs
@@ -56,7 +55,7 @@ class Streams:
             leftover=detached.leftover,
             detach_keys=keys if config.tty else b"",
         )
-        self._events.publish("container", "attach", container.id, Lifecycle.attributes(container))
+        self._events.publish("container", "attach", container.id, event_attributes(container))
         if options.logs:
             await self._replay(container, options, detached)
         if not options.stream:

@@ -23,7 +23,7 @@ from dray.engine.execs import ExecTable
 from dray.engine.health import HealthChecks
 from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
-from dray.engine.model import Container
+from dray.engine.model import Container, event_attributes
 from dray.engine.registry import Registry
 from dray.shim.model import ExitStatus
 from dray.shim.tasks import Task, Tasks
@@ -92,7 +92,7 @@ class Supervisor:
         if container := self._registry.get(task.id):
             container.state.oom_killed = True
             self._registry.save(container)
-            self._events.publish("container", "oom", container.id, Lifecycle.attributes(container))
+            self._events.publish("container", "oom", container.id, event_attributes(container))
 
     def detached(self, task: Task, exec_id: str) -> None:
         """A client left with the detach keys."""
@@ -102,7 +102,7 @@ class Supervisor:
         if exec_id:
             self._execs.detached(container, exec_id)
         else:
-            self._events.publish("container", "detach", container.id, Lifecycle.attributes(container))
+            self._events.publish("container", "detach", container.id, event_attributes(container))
 
     # -- the daemon starts ---------------------------------------------------------------------------------
 

@@ -7,8 +7,7 @@ loop as a stream of messages; a client that goes away breaks the pipe and thereb
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from dray.api import models as api
@@ -16,6 +15,7 @@ from dray.api.filters import Filters
 from dray.api.requests import Download, ImportOptions, Progress, ProgressStream, Upload
 from dray.base import reference
 from dray.base.errors import InvalidParameter, NotFound, Unavailable
+from dray.engine.bodies import read_body, stream_of
 from dray.engine.images import parse_platform
 from dray.store import transfer
 from dray.store.images import Images
@@ -100,17 +100,6 @@ class Transfers:
         raise Unavailable(f"cannot ask a registry about {name}: {NO_REGISTRY}")
 
 
-async def stream_of(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield what a blocking iterator of bytes yields, each step in a worker thread."""
-    try:
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            yield chunk
-    finally:
-        close = getattr(chunks, "close", None)
-        if close is not None:
-            await asyncio.to_thread(close)
-
-
 async def _in_thread(work: Callable[[BinaryIO, Report], None], content: Upload) -> ProgressStream:
     """Run `work` on the body in a thread; yield what it reports. Its error is raised behind its last report."""
     loop = asyncio.get_running_loop()
@@ -119,20 +108,18 @@ async def _in_thread(work: Callable[[BinaryIO, Report], None], content: Upload) 
     def report(message: Mapping[str, Any]) -> None:
         loop.call_soon_threadsafe(reports.put_nowait, message)
 
-    def run(fd: int) -> None:
+    def run(stream: BinaryIO) -> None:
         try:
-            with os.fdopen(os.dup(fd), "rb", buffering=1 << 20) as stream:
-                work(stream, report)
+            work(stream, report)
         finally:
             loop.call_soon_threadsafe(reports.put_nowait, None)
 
-    async with content.pipe() as fd:
-        job = asyncio.ensure_future(asyncio.to_thread(run, fd))
-        try:
-            while (message := await reports.get()) is not None:
-                yield _progress(message)
-        finally:
-            await job
+    job = asyncio.ensure_future(read_body(content, run))
+    try:
+        while (message := await reports.get()) is not None:
+            yield _progress(message)
+    finally:
+        await job
 
 
 def _progress(message: Mapping[str, Any]) -> Progress:

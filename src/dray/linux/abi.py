@@ -123,6 +123,7 @@ _OLD = {
     "unshare": (272, 97),
     "setns": (308, 268),
     "prctl": (157, 167),
+    "rt_sigaction": (13, 134),
     "capget": (125, 90),
     "capset": (126, 91),
     "keyctl": (250, 219),

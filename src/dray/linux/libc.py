@@ -61,6 +61,7 @@ _unshare = _prototype("unshare", _ulong)
 _setns = _prototype("setns", _int, _int)
 _clone3 = _prototype("clone3", _pointer, _ulong, library=_python)
 _prctl = _prototype("prctl", _int, _ulong, _ulong, _ulong, _ulong)
+_rt_sigaction = _prototype("rt_sigaction", _int, _pointer, _pointer, _ulong)
 _prctl_name = _prototype("prctl", _int, _str)
 _capget = _prototype("capget", _pointer, _pointer)
 _capset = _prototype("capset", _pointer, _pointer)
@@ -321,6 +322,15 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2) with integer arguments."""
     return _checked(_prctl(option, arg2, arg3, arg4, arg5), "prctl")
+
+
+def reset_signal(number: int) -> None:
+    """Give a signal its default disposition by rt_sigaction(2) itself.
+
+    For 32 and 33, which the C library keeps for its threads and its sigaction(3) refuses; its posix_spawn(3) leaves
+    them ignored, and an ignored signal stays ignored across execve.
+    """
+    _checked(_rt_sigaction(number, bytes(32), None, 8), "rt_sigaction")
 
 
 def set_process_name(name: str) -> None:

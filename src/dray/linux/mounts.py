@@ -306,6 +306,15 @@ def is_device(fd: int, major: int, minor: int) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(major, minor)
 
 
+def mount_id(fd: int) -> int:
+    """Return the id of the mount on which `fd` was opened (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    raise OSError(errno.ENOSYS, "the kernel tells no mnt_id in fdinfo", f"/proc/self/fdinfo/{fd}")
+
+
 def require_magic(fd: int, magic: int, path: str) -> None:
     """Raise OSError(EXDEV) unless `fd` lies on a file system of that type (linux/magic.h)."""
     if libc.statfs(fd).type != magic:

@@ -14,6 +14,7 @@ from dray.linux import libc
 
 # Python ignores SIGPIPE and SIGXFSZ; an ignored signal stays ignored across execve.
 _CATCHABLE = [number for number in range(1, 65) if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33)]
+_THREAD_LIBRARYS = (32, 33)
 
 
 def start_time(pid: int) -> int:
@@ -44,6 +45,8 @@ def reset_signals() -> None:
     for number in _CATCHABLE:
         if _signal.getsignal(number) == _signal.SIG_IGN:  # handlers do not outlive execve
             signal.signal(number, signal.SIG_DFL)
+    for number in _THREAD_LIBRARYS:
+        libc.reset_signal(number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

@@ -256,16 +256,17 @@ class _Watch:
     def __init__(self, path: str, state_dir: str) -> None:
         self.path = path
         self.rotations = 0
-        self._exit = os.path.join(state_dir, _EXIT)
         self._ended = False
         self._name = os.path.basename(path).encode()
+        # By descriptor: the directory may be moved away and deleted while we follow.
+        self._directory = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             mask = libc.IN_MODIFY | libc.IN_CREATE | libc.IN_MOVED_TO
             for directory in {os.path.dirname(path) or ".", state_dir}:
                 libc.inotify_add_watch(self.fd, directory, mask)
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
 
     def open_files(self) -> list[int]:
@@ -300,10 +301,15 @@ class _Watch:
                 self._ended = True
 
     def ended(self) -> bool:
-        """Whether the run that is followed is over."""
+        """Whether the run that is followed is over: said so, or the container has been removed."""
         self.take()
-        return self._ended or os.path.exists(self._exit)
+        return (
+            self._ended
+            or os.access(_EXIT, os.F_OK, dir_fd=self._directory)
+            or os.fstat(self._directory).st_nlink == 0
+        )
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptors."""
         os.close(self.fd)
+        os.close(self._directory)

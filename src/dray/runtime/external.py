@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal as signals
 import socket
 from collections.abc import Sequence
@@ -64,17 +65,18 @@ class ExternalRuntime:
             raise Conflict(f"container with id exists: {request.id}")
         libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
         directory = Path(request.bundle) / "runtime"
-        root = os.path.normpath(os.path.join(request.bundle, (request.spec.get("root") or {}).get("path") or ""))
+        spec = request.document
+        root = os.path.normpath(os.path.join(request.bundle, (spec.get("root") or {}).get("path") or ""))
         with contextlib.ExitStack() as undo:
             directory.mkdir(mode=0o700, exist_ok=True)
             undo.callback(remove_tree, directory)
             if request.rootfs:
                 self._mount_root(root, request)
                 undo.callback(_unmount, root)
-            config = external_spec(request.spec, root, request.namespace_fds)
+            config = external_spec(spec, root, request.namespace_fds)
             config["process"] = _sized(config.get("process") or {}, request.console_size)
             (directory / "config.json").write_text(json.dumps(config))
-            terminal = bool((request.spec.get("process") or {}).get("terminal"))
+            terminal = bool((spec.get("process") or {}).get("terminal"))
             started = self._launch(
                 directory,
                 ["create", "--bundle", str(directory)],
@@ -86,7 +88,7 @@ class ExternalRuntime:
             undo.pop_all()
         if started.console is not None and request.console_size is not None:
             set_size(started.console, request.console_size)
-        cgroups_path = (request.spec.get("linux") or {}).get("cgroupsPath") or ""
+        cgroups_path = (spec.get("linux") or {}).get("cgroupsPath") or ""
         self._containers[request.id] = _Known(directory, root, bool(request.rootfs), cgroups_path)
         return started
 
@@ -240,7 +242,9 @@ class ExternalRuntime:
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
             return
         text = log.read_text(errors="replace") if log.exists() else ""
-        message = logged_error(text) or f"{self._binary} {arguments[0]} failed and logged no reason"
+        message = (
+            in_clients_words(logged_error(text)) or f"{self._binary} {arguments[0]} failed and logged no reason"
+        )
         if start:
             raise StartError(message, exit_code_of(message))
         if "does not exist" in message:
@@ -294,6 +298,18 @@ def external_spec(spec: dict[str, Any], root: str, descriptors: Any) -> dict[str
     linux["namespaces"] = entries
     # Older programs refuse a newer version as unknown, and each ignores fields that it does not know.
     return {**spec, "ociVersion": "1.0.2", "root": {**(spec.get("root") or {}), "path": root}, "linux": linux}
+
+
+def in_clients_words(message: str) -> str:
+    """Return a runtime's message as runc would put it: Docker clients tell 126 and 127 by its words."""
+    message = re.sub(
+        r"executable file `([^`]*)` not found in \$PATH.*",
+        r'exec: "\1": executable file not found in $PATH',
+        message,
+    )
+    for words in ("No such file or directory", "Permission denied", "Is a directory"):
+        message = message.replace(words, words.lower())
+    return message
 
 
 def logged_error(text: str) -> str:

@@ -2,7 +2,6 @@
 
     create:  parent                          init
              ── Mapped ───────────────────▶  (new user namespace only) id maps are written
-             ── Grouped ──────────────────▶  (v1) the cgroup is made, init enters it; made meanwhile
              ◀─────────────────── Prepared   (runtime hooks only) mounts done, before pivot_root
              ── Proceed ──────────────────▶  the hooks have run
              ◀── Ready [console master] ──   everything is done but execve (rlimits are set now, from outside)
@@ -36,10 +35,6 @@ class Staged(msgspec.Struct, frozen=True, tag="staged"):
     pid: int
 
 
-class Grouped(msgspec.Struct, frozen=True, tag="grouped"):
-    """Parent: the cgroup is made; the child may enter it."""
-
-
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
     """Child: the mounts are made, the hooks of the runtime's namespace may run."""
 
@@ -57,36 +52,40 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Child: gives up. `status` is the error's kind (`base.errors`), `exit_code` that of a StartError, else 0."""
+    """Child: gives up. `status` is the error's kind (`base.errors`), `exit_code` that of a StartError, else 0;
+    `grouped`: the child has made the container's cgroup, which is the parent's to remove."""
 
     message: str
     status: int = 500
     exit_code: int = 0
+    grouped: bool = False
 
     @classmethod
-    def of(cls, error: BaseException) -> Failed:
+    def of(cls, error: BaseException, *, grouped: bool = False) -> Failed:
         """Return the message for an exception."""
         if isinstance(error, StartError):
-            return cls(error.message, error.status, error.exit_code)
+            return cls(error.message, error.status, error.exit_code, grouped)
         if isinstance(error, DrayError):
-            return cls(error.message, error.status)
-        return cls(str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+            return cls(error.message, error.status, grouped=grouped)
+        text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        return cls(text, grouped=grouped)
 
     def error(self) -> DrayError:
         """Return the exception for the parent to raise."""
         return StartError(self.message, self.exit_code) if self.exit_code else by_status(self.status, self.message)
 
 
-Message = Mapped | Staged | Grouped | Prepared | Proceed | Ready | Start | Failed
+Message = Mapped | Staged | Prepared | Proceed | Ready | Start | Failed
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 @dataclass(slots=True)
 class Channel:
-    """One end; owns its socket."""
+    """One end; owns its socket. `failure` is the Failed that was received, if one was."""
 
     socket: socket.socket
+    failure: Failed | None = None
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
@@ -114,6 +113,7 @@ class Channel:
             return None, []
         message = _decoder.decode(data)
         if isinstance(message, Failed):
+            self.failure = message
             for fd in fds:
                 os.close(fd)
             raise message.error()

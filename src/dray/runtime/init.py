@@ -3,14 +3,18 @@
 It is born (clone3) in its new namespaces as a copy of the shim's Python, undumpable, and does in this order:
 
     1. keep only the descriptors it was given; new session; die with the shim (when there is one)
+       read config.json, check it, make the program and the plan of it (`plan`); before that nothing is looked at
     2. new user namespace: wait for Mapped, become its root; join namespaces given by path
     3. host name, sysctls, session keyring, labels: on the host's /proc, which nobody in the container can alter
+       (v1: it makes its cgroup itself and enters it, as one of the plan's operations)
     4. the plan's operations before the pivot; Prepared/Proceed when there are hooks; the pty; pivot_root
     5. createContainer hooks, the plan's operations after the pivot
     6. stdio, user, capabilities, program path (`program.prepare`); Ready
     7. wait for Start; startContainer hooks; seccomp; execve (`program.execute`)
 
 An error at any step is one Failed message and exit code 1.
+
+What is computed here rather than in the parent costs the parent, which stays, no memory; see `document`.
 """
 
 from __future__ import annotations
@@ -21,71 +25,110 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from dray.linux import libc, namespaces, privileges, processes
+from dray.linux import cgroups, libc, namespaces, privileges, processes
 from dray.linux.cgroups import Cgroup
-from dray.runtime import console, program
-from dray.runtime.handshake import Channel, Failed, Grouped, Mapped, Prepared, Proceed, Ready, Staged, Start
-from dray.runtime.hooks import Hook, run_hooks
-from dray.runtime.model import Stdio
+from dray.runtime import console, document, program, rootfs, validate
+from dray.runtime.handshake import Channel, Failed, Mapped, Prepared, Proceed, Ready, Staged, Start
+from dray.runtime.hooks import Hook, hooks_of, run_hooks
+from dray.runtime.model import CreateRequest, Stdio
 from dray.runtime.program import Program
 from dray.runtime.rootfs import Plan
 from dray.runtime.stage import Stage
+from dray.runtime.state import state_object
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What the parent decided before the fork; init only obeys.
+class Order:
+    """What the parent decided before the fork.
 
+    own: kinds of namespaces in which the container differs from the runtime
+    makes_cgroup: init was born outside its cgroup, which it makes and enters by itself (v1)
     user_namespace: "" none, "new", "joined"
     join: name → descriptor of namespaces that init itself enters (mount last)
-    enters_cgroup: init was born outside its cgroup and enters it by itself, once told that it is made
     starts: where Start comes from: the handshake's channel, or a listening socket that outlives the parent
     """
 
-    id: str
-    program: Program
-    plan: Plan
-    stdio: Stdio
+    request: CreateRequest
+    own: frozenset[str]
     cgroup: Cgroup
-    enters_cgroup: bool
+    makes_cgroup: bool
     user_namespace: str
     join: Mapping[str, int]
-    hostname: str
-    domainname: str
-    sysctls: Mapping[str, str]
-    time_offsets: str
-    personality: int | None
     wants_hooks: bool
-    create_container: tuple[Hook, ...]
-    start_container: tuple[Hook, ...]
-    state: Callable[[str, int], dict[str, Any]]
     die_with_parent: bool
     pivot: bool
     starts: int | None
 
 
-def run(job: Job, channel: Channel) -> NoReturn:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What init reads in its spec."""
+
+    program: Program
+    plan: Plan
+    cgroups_path: str
+    resources: Any
+    hostname: str
+    domainname: str
+    sysctls: Mapping[str, str]
+    time_offsets: str
+    personality: int | None
+    create_container: tuple[Hook, ...]
+    start_container: tuple[Hook, ...]
+    state: Callable[[str, int], dict[str, Any]]
+
+
+def plan(order: Order) -> Job:
+    """Check the spec and make the job of it; InvalidParameter or Unsupported name what is wrong with it."""
+    request = order.request
+    spec, profile = document.whole(request.spec)
+    linux: dict[str, Any] = spec.get("linux") or {}
+    validate.check(spec, order.own)
+    bundle = str(request.bundle)
+    return Job(
+        program=program.program_of(spec.get("process") or {}, profile, request.console_size),
+        plan=rootfs.plan(
+            spec, os.path.normpath(os.path.join(bundle, spec["root"].get("path") or "")), request.rootfs
+        ),
+        cgroups_path=linux.get("cgroupsPath") or "",
+        resources=linux.get("resources"),
+        hostname=spec.get("hostname") or "",
+        domainname=spec.get("domainname") or "",
+        sysctls=validate.sysctls_of(linux, order.own),
+        time_offsets=validate.time_offsets(linux),
+        personality=validate.personality(linux),
+        create_container=hooks_of(spec, "createContainer"),
+        start_container=hooks_of(spec, "startContainer"),
+        state=lambda status, pid: state_object(request.id, status, pid, bundle, spec),
+    )
+
+
+def run(order: Order, channel: Channel, job: Job | None = None) -> NoReturn:
     """Be the container's init; never returns to the caller's stack."""
+    made: list[Cgroup] = []
     try:
         gc.disable()  # objects of the parent own descriptors whose numbers are ours now: none may be finalized
-        path, start_channel = _build(job, channel)
+        _settle(order, channel)
+        job = plan(order) if job is None else job
+        path, start_channel = _build(order, job, channel, made)
         start_channel.expect(Start)
         channel = start_channel
         if job.start_container:
             run_hooks(job.start_container, job.state("created", os.getpid()))
         program.execute(job.program, path)
     except BaseException as error:
-        channel.send(Failed.of(error))
+        channel.send(Failed.of(error, grouped=bool(made)))
     finally:
         os._exit(1)
 
 
-def run_stage(job: Job, flags: int, join: Mapping[str, int], channel: Channel) -> NoReturn:
+def run_stage(order: Order, flags: int, join: Mapping[str, int], channel: Channel) -> NoReturn:
     """Enter cgroup and namespaces, fork init as the parent's child, tell its pid; see `lifecycle`."""
     try:
         gc.disable()
-        if job.cgroup.clone_fd() is None:
-            job.cgroup.add(0)
+        job = plan(order)  # by the rights and on the files of the host
+        if order.cgroup.clone_fd() is None:
+            order.cgroup.add(0)
         for kind in sorted(
             join, key=lambda kind: kind == "user"
         ):  # rights over the others end with the user namespace
@@ -94,7 +137,7 @@ def run_stage(job: Job, flags: int, join: Mapping[str, int], channel: Channel) -
             become_namespace_root()
         pid, _ = libc.clone3(flags | libc.CLONE_PARENT)
         if pid == 0:
-            run(job, channel)
+            run(order, channel, job)
         channel.send(Staged(pid))
         os._exit(0)
     except BaseException as error:
@@ -103,23 +146,27 @@ def run_stage(job: Job, flags: int, join: Mapping[str, int], channel: Channel) -
         os._exit(1)
 
 
-def _build(job: Job, channel: Channel) -> tuple[str, Channel]:
-    keep = {channel.socket.fileno(), *job.join.values()}
-    keep |= {fd for fd in (job.stdio.stdin, job.stdio.stdout, job.stdio.stderr, job.starts) if fd is not None}
-    settle(keep, die_with_parent=job.die_with_parent, name="dray:[init]")
-    enter_namespaces(job, channel)
-    _identify(job)
+def _settle(order: Order, channel: Channel) -> None:
+    stdio = order.request.stdio
+    keep = {channel.socket.fileno(), *order.join.values()}
+    keep |= {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr, order.starts) if fd is not None}
+    settle(keep, die_with_parent=order.die_with_parent, name="dray:[init]")
+
+
+def _build(order: Order, job: Job, channel: Channel, made: list[Cgroup]) -> tuple[str, Channel]:
+    enter_namespaces(order, channel)
+    _identify(order.request.id, job)
     program.label(job.program)
 
     def enter_cgroup() -> None:
-        if job.enters_cgroup:
-            channel.expect(Grouped)
-            job.cgroup.add(0)
+        if order.makes_cgroup:
+            made.append(cgroups.create(job.cgroups_path, order.request.id, job.resources))
+            made[0].add(0)
 
-    stage = Stage(cgroup_paths=hierarchies(job.cgroup.paths), enter_cgroup=enter_cgroup)
+    stage = Stage(cgroup_paths=hierarchies(order.cgroup.paths), enter_cgroup=enter_cgroup)
     for operation in job.plan.prepare:
         operation.execute(stage)
-    if job.wants_hooks:
+    if order.wants_hooks:
         channel.send(Prepared())
         channel.expect(Proceed)
     if job.create_container:
@@ -128,12 +175,13 @@ def _build(job: Job, channel: Channel) -> tuple[str, Channel]:
     if job.program.terminal:
         terminal = console.open_pty(stage.root, job.program.console_size)
         console.bind_console(stage.root, terminal[1])
-    _change_root(stage.root, pivot=job.pivot)
+    _change_root(stage.root, pivot=order.pivot)
     for operation in job.plan.finish:
         operation.execute(stage)
     if job.personality is not None:
         libc.personality(job.personality)
-    return finish(job.program, job.stdio, terminal, channel, job.die_with_parent), _start_channel(job, channel)
+    path = finish(job.program, order.request.stdio, terminal, channel, order.die_with_parent)
+    return path, _start_channel(order, channel)
 
 
 def settle(keep: set[int], *, die_with_parent: bool, name: str) -> None:
@@ -145,13 +193,13 @@ def settle(keep: set[int], *, die_with_parent: bool, name: str) -> None:
         libc.prctl(libc.PR_SET_PDEATHSIG, 9)
 
 
-def enter_namespaces(job: Job, channel: Channel) -> None:
+def enter_namespaces(order: Order, channel: Channel) -> None:
     """Join what is to be joined by this process itself, and become root of a new user namespace."""
-    for kind, fd in job.join.items():
+    for kind, fd in order.join.items():
         libc.setns(fd, namespaces.FLAGS[kind])
-    if job.user_namespace == "new":
+    if order.user_namespace == "new":
         channel.expect(Mapped)
-    if job.user_namespace:
+    if order.user_namespace:
         become_namespace_root()
 
 
@@ -163,7 +211,7 @@ def become_namespace_root() -> None:
     os.setgroups([])
 
 
-def _identify(job: Job) -> None:
+def _identify(id: str, job: Job) -> None:
     if job.time_offsets:
         libc.unshare(libc.CLONE_NEWTIME)
         privileges.write_proc("/proc/self/timens_offsets", job.time_offsets)
@@ -176,7 +224,7 @@ def _identify(job: Job) -> None:
         libc.setdomainname(job.domainname)
     for name, value in job.sysctls.items():
         privileges.write_proc(f"/proc/sys/{name}", value)
-    privileges.new_session_keyring(f"_ses.{job.id}")
+    privileges.new_session_keyring(f"_ses.{id}")
 
 
 def _change_root(root: int, *, pivot: bool) -> None:
@@ -227,13 +275,13 @@ def hierarchies(paths: Mapping[str, str]) -> dict[str, str]:
     return {",".join(controllers): directory for directory, controllers in names.items()}
 
 
-def _start_channel(job: Job, channel: Channel) -> Channel:
+def _start_channel(order: Order, channel: Channel) -> Channel:
     """Return where Start will come from."""
-    if job.starts is None:
+    if order.starts is None:
         return channel
     import socket
 
     channel.close()
-    listener = socket.socket(fileno=job.starts)
+    listener = socket.socket(fileno=order.starts)
     connection, _ = listener.accept()
     return Channel(connection)

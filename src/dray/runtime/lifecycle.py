@@ -4,6 +4,9 @@
 `execve`. No daemon, no thread, no file but the cgroup's: what is needed later is held in memory by the caller's
 `BuiltinRuntime`, or, given a `state_dir`, on disk as well, for the `dray-runtime` command.
 
+The caller reads an outline of the spec; what only init needs, init computes itself, after the fork: its memory goes
+with `execve`, the caller's stays (see `document` and docs/flows/start-of-init.md).
+
 Ownership: the caller reaps every process whose pid it was given; helpers that this module forks it reaps itself.
 """
 
@@ -15,16 +18,17 @@ import select
 import signal as signals
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dray.base.errors import Conflict, Internal, NotFound
 from dray.linux import cgroups, libc, namespaces, processes
-from dray.runtime import init, rootfs, state, tenant, validate
-from dray.runtime.handshake import Channel, Grouped, Mapped, Message, Prepared, Proceed, Ready, Staged, Start
+from dray.runtime import document, init, state, tenant, validate
+from dray.runtime.handshake import Channel, Mapped, Message, Prepared, Proceed, Ready, Staged, Start
 from dray.runtime.hooks import hooks_of, run_hooks
 from dray.runtime.model import CreateRequest, ExecRequest, Started
-from dray.runtime.program import program_of, set_limits
+from dray.runtime.program import limits_of, set_limits
 from dray.runtime.state import Container, Saved
 from dray.runtime.validate import Namespaces
 
@@ -187,56 +191,45 @@ class _Creation:
         self, request: CreateRequest, state_dir: Path | None, undo: contextlib.ExitStack, *, pivot: bool
     ) -> None:
         self.pivot = pivot
-        self.request, self.spec, self.undo, self.state_dir = request, request.spec, undo, state_dir
+        self.request, self.undo, self.state_dir = request, undo, state_dir
+        self.spec = document.outline(request.spec)  # init reads the rest
         self.linux: dict[str, Any] = self.spec.get("linux") or {}
         self.directory: Path | None = None
         self.pid = self.pidfd = -1
+        self.ready = False
 
     def run(self) -> tuple[Container, int | None]:
         """Make the container; (container, pty master)."""
         request, spec, linux = self.request, self.spec, self.linux
         spaces = validate.namespaces_of(spec, request.namespace_fds)
-        validate.check(spec, spaces.own)
-        wanted = program_of(spec.get("process") or {}, linux.get("seccomp"), request.console_size)
-        root = os.path.normpath(os.path.join(request.bundle, (spec["root"]).get("path") or ""))
-        plan = rootfs.plan(spec, root, request.rootfs)
+        limits = limits_of(spec.get("process") or {})
         self.hooks = hooks_of(spec, "prestart", "createRuntime")
         if self.state_dir is not None:
             self.directory = state.make_directory(self.state_dir, request.id)
             self.undo.callback(state.remove_directory, self.directory)
         cgroup = cgroups.load(linux.get("cgroupsPath") or "", request.id)
-        job = init.Job(
-            id=request.id,
-            program=wanted,
-            plan=plan,
-            stdio=request.stdio,
+        order = init.Order(
+            request=request,
+            own=spaces.own,
             cgroup=cgroup,
-            enters_cgroup=False,
+            makes_cgroup=False,
             user_namespace="new" if "user" in spaces.new else "joined" if "user" in spaces.own else "",
             join={},
-            hostname=spec.get("hostname") or "",
-            domainname=spec.get("domainname") or "",
-            sysctls=validate.sysctls_of(linux, spaces.own),
-            time_offsets=validate.time_offsets(linux),
-            personality=validate.personality(linux),
             wants_hooks=bool(self.hooks),
-            create_container=hooks_of(spec, "createContainer"),
-            start_container=hooks_of(spec, "startContainer"),
-            state=lambda status, pid: state.state_object(request.id, status, pid, str(request.bundle), spec),
             die_with_parent=self.state_dir is None,
             pivot=self.pivot,
             starts=None,
         )
-        console = self._fork(job, spaces)
+        console = self._fork(order, spaces)
         with _as_errors("create"):
-            set_limits(self.pid, wanted)
+            set_limits(self.pid, limits)
             begun = 0 if self.directory is None else processes.start_time(self.pid)
         saved = Saved(
             id=request.id,
             pid=self.pid,
             start_time=begun,
             bundle=str(request.bundle),
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            created="" if self.directory is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             spec=spec,
             namespaces=sorted(spaces.own),
         )
@@ -248,7 +241,7 @@ class _Creation:
         container.save()
         return container, console
 
-    def _fork(self, job: init.Job, spaces: Namespaces) -> int | None:
+    def _fork(self, order: init.Order, spaces: Namespaces) -> int | None:
         """Fork init and lead it to Ready; returns the pty's master."""
         with contextlib.ExitStack() as scope, _as_errors("create"):
             ours, theirs = Channel.pair()
@@ -259,15 +252,11 @@ class _Creation:
             if self.directory is not None:
                 listener = scope.enter_context(state.listen(self.directory))
                 starts = listener.fileno()
-            job = self._clone(job, spaces, scope, theirs, starts)
+            self._clone(replace(order, starts=starts), spaces, scope, theirs)
             theirs.close()
-            return self._lead(job)
+            return self._lead(order)
 
-    def _clone(
-        self, job: init.Job, spaces: Namespaces, scope: contextlib.ExitStack, theirs: Channel, starts: int | None
-    ) -> init.Job:
-        from dataclasses import replace
-
+    def _clone(self, order: init.Order, spaces: Namespaces, scope: contextlib.ExitStack, theirs: Channel) -> None:
         fds = dict(spaces.descriptors)
         for kind, path in spaces.paths.items():
             fds[kind] = namespaces.open_path(path)
@@ -278,50 +267,57 @@ class _Creation:
         outside = {
             kind: fd
             for kind, fd in fds.items()
-            if kind in ("pid", "time") or (job.user_namespace == "new" and kind != "mount")
+            if kind in ("pid", "time") or (order.user_namespace == "new" and kind != "mount")
         }
         inside = {kind: fd for kind, fd in fds.items() if kind not in outside and kind not in ("mount", "user")}
-        # v1: the cgroup is made while init is being born, and init enters it by itself, which is far cheaper than
-        # being moved; not in a user namespace, where it may not. v2: init is born inside.
-        alone = cgroups.layout.current().version == 1 and not job.user_namespace
+        # v1: init makes its cgroup and enters it by itself, which is far cheaper than being moved; not in a user
+        # namespace, where it may not. v2: init is born inside.
+        alone = cgroups.layout.current().version == 1 and not order.user_namespace
         cgroup_fd = None
         if not alone:
             self._make_cgroup()
-            cgroup_fd = job.cgroup.clone_fd()
+            cgroup_fd = order.cgroup.clone_fd()
             if cgroup_fd is not None:
                 scope.callback(os.close, cgroup_fd)
         before = libc.prctl(libc.PR_GET_DUMPABLE)
         libc.prctl(libc.PR_SET_DUMPABLE, 0)  # inherited: nobody in the namespaces can open the child's /proc files
         try:
-            if staged or (job.user_namespace and cgroup_fd is None):
-                job = replace(job, join=mount, starts=starts)
+            if staged or (order.user_namespace and cgroup_fd is None):
+                order = replace(order, join=mount)
                 join = {kind: fd for kind, fd in fds.items() if kind != "mount"} if staged else outside
-                self.pid = self._clone_staged(job, spaces.new_flags, join, theirs, cgroup_fd)
+                self.pid = self._clone_staged(order, spaces.new_flags, join, theirs, cgroup_fd)
                 self.pidfd = libc.pidfd_open(self.pid)
             else:
-                job = replace(job, join={**inside, **mount}, enters_cgroup=alone, starts=starts)
+                order = replace(order, join={**inside, **mount}, makes_cgroup=alone)
                 with namespaces.joined(outside):
                     self.pid, self.pidfd = libc.clone3(
                         spaces.new_flags, cgroup=-1 if cgroup_fd is None else cgroup_fd
                     )  # fmt: skip
                     if self.pid == 0:  # in here: the child cannot come back from those namespaces
-                        init.run(job, theirs)
+                        init.run(order, theirs)
         finally:
             libc.prctl(libc.PR_SET_DUMPABLE, before)
-        self.undo.callback(self._kill)
         if alone:
-            self._make_cgroup()
-            self.channel.send(Grouped())
-        return job
+            self.undo.callback(self._delete_made, order.cgroup)
+        self.undo.callback(self._kill)
+
+    def _delete_made(self, cgroup: cgroups.Cgroup) -> None:
+        """Undo what init made; one that it met there, with processes in it, is another container's."""
+        failure = self.channel.failure
+        if self.ready or (failure is not None and failure.grouped):
+            _delete_cgroup(cgroup)
+        elif failure is None:  # killed: it may have come this far, and nobody else is in there then
+            with contextlib.suppress(OSError):
+                cgroup.delete()
 
     def _make_cgroup(self) -> None:
-        path, resources = self.linux.get("cgroupsPath") or "", self.linux.get("resources")
+        path, resources = self.linux.get("cgroupsPath") or "", document.resources(self.request.spec)
         with _as_errors("cgroup"):
             cgroup = cgroups.create(path, self.request.id, resources)
         self.undo.callback(_delete_cgroup, cgroup)
 
     def _clone_staged(
-        self, job: init.Job, flags: int, join: dict[str, int], theirs: Channel, cgroup_fd: int | None
+        self, order: init.Order, flags: int, join: dict[str, int], theirs: Channel, cgroup_fd: int | None
     ) -> int:
         """Fork a process that enters cgroup and namespaces and forks init in its turn, as this process's child.
 
@@ -330,7 +326,7 @@ class _Creation:
         """
         stage, pidfd = libc.clone3(cgroup=-1 if cgroup_fd is None else cgroup_fd)
         if stage == 0:
-            init.run_stage(job, flags, join, theirs)
+            init.run_stage(order, flags, join, theirs)
         os.close(pidfd)
         try:
             message, _ = self.channel.receive()
@@ -340,18 +336,21 @@ class _Creation:
             raise Internal(f"the first process of the container ended before it forked: {message}")
         return message.pid
 
-    def _lead(self, job: init.Job) -> int | None:
-        if job.user_namespace == "new":
+    def _lead(self, order: init.Order) -> int | None:
+        if order.user_namespace == "new":
             uids = validate.id_map(self.linux.get("uidMappings"), "uidMappings")
             gids = validate.id_map(self.linux.get("gidMappings"), "gidMappings")
             namespaces.map_ids(self.pid, uids, gids)
             self.channel.send(Mapped())
         expected: type[Message] = Ready
-        if job.wants_hooks:
+        if order.wants_hooks:
             self.channel.expect(Prepared)
-            run_hooks(self.hooks, job.state("creating", self.pid))
+            self.ready = True
+            bundle = str(self.request.bundle)
+            run_hooks(self.hooks, state.state_object(self.request.id, "creating", self.pid, bundle, self.spec))
             self.channel.send(Proceed())
         fds = self.channel.expect(expected)
+        self.ready = True
         return fds[0] if fds else None
 
     def _kill(self) -> None:

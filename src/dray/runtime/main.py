@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dray import __version__
 from dray.base.errors import DrayError, Unsupported
 from dray.linux import interpreter
 
@@ -63,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="also print the plan of the root file system")
     top.add_argument("--systemd-cgroup", action="store_true", help="refused: cgroups are managed directly")
     top.add_argument("--rootless", choices=("true", "false", "auto"), default="auto", help=argparse.SUPPRESS)
-    top.add_argument("-v", "--version", action="version", version=_version())
+    top.add_argument("-v", "--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, help: str, *, container: bool = True) -> argparse.ArgumentParser:
@@ -138,10 +139,18 @@ def _update_flags(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(f"--{flag}")
 
 
+class _Version(argparse.Action):
+    """Prints the version in lines, as runc does: engines read the one that begins with `spec:`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(_version())
+        parser.exit()
+
+
 def _version() -> str:
     from dray.runtime.state import OCI_VERSION
 
-    return f"dray-runtime\nspec: {OCI_VERSION}"
+    return f"dray-runtime version {__version__}\nspec: {OCI_VERSION}"
 
 
 if __name__ == "__main__":

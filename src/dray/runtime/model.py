@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dray.runtime import document
+from dray.runtime.document import Document
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
@@ -46,7 +49,7 @@ class CreateRequest:
 
     id: the container's id; names its cgroup leaf and its state directory
     bundle: directory that holds config.json (OCI runtime-spec 1.x)
-    spec: the parsed config.json (plain dicts; the runtime never rewrites it)
+    spec: config.json, parsed (plain dicts; the runtime never rewrites it) or as text; `document` parses it
     rootfs: mounts that make the root file system; done inside the container's own mount namespace, so that the
         host sees none of them. Empty: spec.root.path is already a root file system.
     stdio: the process's descriptors
@@ -56,11 +59,16 @@ class CreateRequest:
 
     id: str
     bundle: Path
-    spec: dict[str, Any]
+    spec: Document
     rootfs: Sequence[Mount] = ()
     stdio: Stdio = Stdio()
     namespace_fds: Mapping[str, int] = field(default_factory=dict)
     console_size: tuple[int, int] | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The spec, parsed."""
+        return document.parsed(self.spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +76,12 @@ class ExecRequest:
     """A further process in a running container.
 
     process: the OCI `process` object (args, env, cwd, user, capabilities, terminal, noNewPrivileges, …)
-    seccomp: the container's `linux.seccomp` (None: unconfined)
+    seccomp: the container's `linux.seccomp`, parsed or as text (None: unconfined)
     """
 
     id: str
     process: dict[str, Any]
-    seccomp: dict[str, Any] | None = None
+    seccomp: Document | None = None
     stdio: Stdio = Stdio()
     console_size: tuple[int, int] | None = None
 

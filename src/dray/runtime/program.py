@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from dray.base.errors import InvalidParameter, StartError
 from dray.linux import libc, mounts, privileges, processes, seccomp
 from dray.linux.privileges import Capabilities, Identity
+from dray.runtime.document import Document
 
 _SECCOMP_NEW_LISTENER = 1 << 3
 _PASSWD_LIMIT = 1 << 20  # bytes of an image's /etc/passwd that are looked at
@@ -36,6 +37,14 @@ class Rlimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What is set from outside, by the parent; `oom_score_adj` None: inherited."""
+
+    rlimits: tuple[Rlimit, ...]
+    oom_score_adj: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """Everything about a process that its spec decides."""
 
@@ -48,16 +57,15 @@ class Program:
     no_new_privileges: bool
     terminal: bool
     console_size: tuple[int, int] | None
-    rlimits: tuple[Rlimit, ...]
-    oom_score_adj: int | None
     apparmor: str
     selinux: str
+    limits: Limits
     filter: bytes | None
     filter_flags: int
 
 
 def program_of(
-    process: dict[str, Any], profile: dict[str, Any] | None, console_size: tuple[int, int] | None = None
+    process: dict[str, Any], profile: Document | None, console_size: tuple[int, int] | None = None
 ) -> Program:
     """Read an OCI process object; InvalidParameter names what is wrong with it."""
     args = process.get("args") or []
@@ -74,7 +82,8 @@ def program_of(
     if console_size is None and size.get("height") and size.get("width"):
         console_size = (int(size["height"]), int(size["width"]))
     umask = user.get("umask")
-    if profile and seccomp.filter_flags(profile) & _SECCOMP_NEW_LISTENER:
+    code, flags = _filter(profile) if profile else (None, 0)
+    if flags & _SECCOMP_NEW_LISTENER:
         raise InvalidParameter(
             "linux.seccomp: SCMP_ACT_NOTIFY needs a listener, which this runtime does not offer"
         )
@@ -88,13 +97,18 @@ def program_of(
         no_new_privileges=bool(process.get("noNewPrivileges")),
         terminal=bool(process.get("terminal")),
         console_size=console_size,
-        rlimits=_rlimits(process.get("rlimits") or []),
-        oom_score_adj=process.get("oomScoreAdj"),
         apparmor=process.get("apparmorProfile") or "",
         selinux=process.get("selinuxLabel") or "",
-        filter=seccomp.program(profile) if profile else None,
-        filter_flags=seccomp.filter_flags(profile) if profile else 0,
+        limits=limits_of(process),
+        filter=code,
+        filter_flags=flags,
     )
+
+
+def _filter(profile: Document) -> tuple[bytes, int]:
+    if isinstance(profile, bytes):
+        return seccomp.of_text(profile)
+    return seccomp.program(profile), seccomp.filter_flags(profile)
 
 
 def _environment(entries: list[str]) -> dict[str, str]:
@@ -129,26 +143,28 @@ def _capabilities(sets: dict[str, Any] | None) -> Capabilities:
         raise InvalidParameter(f"process.capabilities: unknown capability {error.args[0]!r}") from None
 
 
-def _rlimits(entries: list[dict[str, Any]]) -> tuple[Rlimit, ...]:
+def limits_of(process: dict[str, Any]) -> Limits:
+    """Read the limits of an OCI process object."""
+    entries = process.get("rlimits") or ()
     limits = tuple(Rlimit(entry["type"], int(entry["soft"]), int(entry["hard"])) for entry in entries)
     if len({limit.name for limit in limits}) != len(limits):
         raise InvalidParameter("process.rlimits: a limit is given twice")
-    return limits
+    return Limits(limits, process.get("oomScoreAdj"))
 
 
-def set_limits(pid: int, program: Program) -> None:
+def set_limits(pid: int, limits: Limits) -> None:
     """Set what is set from outside, once the child is ready: resource limits and the OOM score."""
-    for limit in program.rlimits:
+    for limit in limits.rlimits:
         try:
             privileges.set_rlimit(pid, limit.name, limit.soft, limit.hard)
         except OSError as error:
             raise StartError(f"error setting rlimit: {error}") from error
-    if program.oom_score_adj is not None and program.oom_score_adj != _inherited_oom_score_adj():
+    if limits.oom_score_adj is not None and limits.oom_score_adj != _inherited_oom_score_adj():
         try:
-            privileges.write_proc(f"/proc/{pid}/oom_score_adj", str(program.oom_score_adj))
+            privileges.write_proc(f"/proc/{pid}/oom_score_adj", str(limits.oom_score_adj))
         except PermissionError as error:
             raise StartError(
-                f"cannot lower oom_score_adj to {program.oom_score_adj}: CAP_SYS_RESOURCE is missing ({error})"
+                f"cannot lower oom_score_adj to {limits.oom_score_adj}: CAP_SYS_RESOURCE is missing ({error})"
             ) from error
 
 

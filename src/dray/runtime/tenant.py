@@ -18,18 +18,17 @@ from dray.linux import libc, namespaces, privileges
 from dray.runtime import console, init, program
 from dray.runtime.handshake import Channel, Failed, Ready, Start
 from dray.runtime.model import ExecRequest, Started
-from dray.runtime.program import Program
 from dray.runtime.state import Container
 
 
 def run(container: Container, request: ExecRequest, *, die_with_parent: bool) -> Started:
     """Run the process; returns once it executes. StartError when it cannot, Conflict when init is gone."""
-    wanted = program.program_of(request.process, request.seccomp, request.console_size)
+    limits = program.limits_of(request.process)
     ours, theirs = Channel.pair()
     with contextlib.ExitStack() as undo:
         undo.callback(ours.close)
         try:
-            pid, pidfd = _fork(container, request, wanted, theirs, die_with_parent)
+            pid, pidfd = _fork(container, request, theirs, die_with_parent)
         except ProcessLookupError:
             raise Conflict(f"container {container.saved.id} is not running") from None
         except OSError as error:
@@ -43,7 +42,7 @@ def run(container: Container, request: ExecRequest, *, die_with_parent: bool) ->
             for fd in fds:
                 failed.callback(os.close, fd)
             try:
-                program.set_limits(pid, wanted)
+                program.set_limits(pid, limits)
             except OSError as error:
                 raise Internal(f"exec: {error}") from error
             ours.send(Start())
@@ -59,9 +58,7 @@ def _kill(pid: int, pidfd: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _fork(
-    container: Container, request: ExecRequest, wanted: Program, theirs: Channel, die_with_parent: bool
-) -> tuple[int, int]:
+def _fork(container: Container, request: ExecRequest, theirs: Channel, die_with_parent: bool) -> tuple[int, int]:
     kinds = container.saved.namespaces
     flags = 0
     for kind in kinds:
@@ -76,7 +73,7 @@ def _fork(
             libc.setns(container.pidfd, libc.CLONE_NEWPID)
         pid, pidfd = libc.clone3(cgroup=-1 if cgroup_fd is None else cgroup_fd)
         if pid == 0:
-            _child(container, request, wanted, theirs, flags & ~libc.CLONE_NEWPID, die_with_parent=die_with_parent)
+            _child(container, request, theirs, flags & ~libc.CLONE_NEWPID, die_with_parent=die_with_parent)
         return pid, pidfd
     finally:
         if home >= 0:
@@ -90,7 +87,6 @@ def _fork(
 def _child(
     container: Container,
     request: ExecRequest,
-    wanted: Program,
     channel: Channel,
     flags: int,
     *,
@@ -101,6 +97,7 @@ def _child(
         stdio = request.stdio
         keep = {channel.socket.fileno(), container.pidfd, stdio.stdin, stdio.stdout, stdio.stderr} - {-1}
         init.settle(keep, die_with_parent=die_with_parent, name="dray:[exec]")
+        wanted = program.program_of(request.process, request.seccomp, request.console_size)
         if container.cgroup.clone_fd() is None:
             container.cgroup.add(0)
         program.label(wanted)

@@ -47,6 +47,7 @@ class Loop:
         self._handlers: dict[int, tuple[int, Handler]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
+        self._pipe: tuple[int, ...] = ()
         self.stopped = False
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:
@@ -79,7 +80,7 @@ class Loop:
         SIGCHLD must have a Python handler already (see shim.zygote): to install one costs a fresh process the
         pages of the signal module.
         """
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipe = reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
         def ready(_events: int) -> None:
             with contextlib.suppress(BlockingIOError):
@@ -88,6 +89,13 @@ class Loop:
 
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.watch(reader, IN, ready)
+
+    def close(self) -> None:
+        """Close what the loop itself holds."""
+        self._epoll.close()
+        for fd in self._pipe:
+            os.close(fd)
+        self._pipe = ()
 
     def run(self) -> None:
         """Handle events until `stopped`."""

@@ -38,6 +38,7 @@ from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.base.files import remove_tree, write_atomic
 from dray.linux import libc
 from dray.logs import registry as log_drivers
+from dray.runtime import document
 from dray.runtime.model import CreateRequest, ExecRequest, Mount, Runtime
 from dray.shim import requests
 from dray.shim.connections import Connection, Listener
@@ -57,27 +58,35 @@ KILLED = 128 + signal.SIGKILL
 RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
 
 
-def serve(connection: rpc.Channel, runtimes: RuntimeFactory) -> None:
-    """Be a shim until the container is over (in a freshly forked process)."""
+def serve(wait: Callable[[], rpc.Channel | None], runtimes: RuntimeFactory) -> None:
+    """Be a shim until the container is over (in a freshly forked process).
+
+    `wait` returns the connection with the daemon, None if there will not be one; it may take its time.
+    """
     os.setsid()
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    libc.set_process_name("dray-shim")
     os.dup2(0, 2)  # /dev/null: the daemon's stderr is not ours to keep open
-    Shim(connection, runtimes).run()
+    shim = Shim(runtimes)
+    channel = wait()  # a spare shim spends its life here
+    if channel is not None:
+        libc.set_process_name("dray-shim")
+        shim.connect(channel.socket)
+        shim.run()
 
 
 class Shim:
     """A container and everything that belongs to it in user space."""
 
-    def __init__(self, channel: rpc.Channel, runtimes: RuntimeFactory) -> None:
+    def __init__(self, runtimes: RuntimeFactory) -> None:
         self._runtimes = runtimes
         self._loop = Loop(self._failed)
         self._oom = OomMonitor(self._loop, self._count_oom, lambda: self._tell({"event": "oom"}))
         self._connections: list[Connection] = []
         self._listener: Listener | None = None
         self._task: TaskCreate | None = None
-        self._spec: dict[str, Any] = {}
+        self._config = b""
+        self._spec: dict[str, Any] = {}  # its outline
         self._runtime: Runtime | None = None
         self._init: Process | None = None
         self._execs: dict[str, Process] = {}
@@ -101,7 +110,6 @@ class Shim:
             "seen": self._seen,
             "release": lambda _params, _message: self._release(),
         }
-        self._connect(channel.socket)
 
     @property
     def task(self) -> TaskCreate:
@@ -116,6 +124,17 @@ class Shim:
             self._loop.turn()
         if self._listener is not None:
             self._listener.close()
+
+    def turn(self) -> None:
+        """Serve what has come, once."""
+        self._loop.turn()
+
+    def abandon(self) -> None:
+        """Undo everything (a rehearsal's end)."""
+        self._undo(self.task)
+        for connection in tuple(self._connections):
+            connection.close()
+        self._loop.close()
 
     def _idle(self) -> bool:
         """Whether the process may end."""
@@ -140,7 +159,8 @@ class Shim:
 
     # --- connections ---
 
-    def _connect(self, connection: socket.socket) -> None:
+    def connect(self, connection: socket.socket) -> None:
+        """Obey a daemon; `connection` is owned from here on."""
         self._connections.append(Connection(self._loop, connection, self._handle, self._disconnected))
 
     def _disconnected(self, connection: Connection) -> None:
@@ -172,7 +192,7 @@ class Shim:
         request = requests.create.decode(params)
         task = self._task = request.task
         try:
-            self._listener = Listener(self._loop, task.run_dir, self._connect)
+            self._listener = Listener(self._loop, task.run_dir, self.connect)
             self._prepare(task, params)
             named = list(zip(task.fds, message.take(len(task.fds)), strict=True))
             self._held = [fd for _, fd in named]
@@ -190,8 +210,8 @@ class Shim:
             os.unlink(os.path.join(task.state_dir, "exit.json"))
         write_atomic(os.path.join(task.run_dir, "task.json"), msgspec.json.encode(task), durable=False)
         write_atomic(os.path.join(task.run_dir, "shim.pid"), b"%d\n" % os.getpid(), durable=False)
-        with open(os.path.join(task.run_dir, "config.json"), "rb") as config:
-            self._spec = requests.plain.decode(config.read())
+        self._config = _read_config(task)
+        self._spec = document.outline(self._config)
 
     def _make(
         self, task: TaskCreate, named: dict[str, int], attachments: list[AttachRequest], message: rpc.Received
@@ -205,11 +225,12 @@ class Shim:
         request = CreateRequest(
             id=task.id,
             bundle=Path(task.run_dir),
-            spec=self._spec,
+            spec=self._config,
             rootfs=[Mount(m.type, m.source, tuple(m.options), m.target) for m in task.rootfs],
             namespace_fds={"network": named["network"]} if "network" in named else {},
             console_size=task.console_size,
         )
+        self._config = b""
         init.run(lambda stdio: runtime.create(replace(request, stdio=stdio)), stdin=task.open_stdin, output=True)
         if task.forwards:
             self._forward(task)
@@ -304,7 +325,7 @@ class Shim:
         order = ExecRequest(
             id=self.task.id,
             process=request.process,
-            seccomp=self._spec.get("linux", {}).get("seccomp"),
+            seccomp=document.profile_of(_read_config(self.task)),
             console_size=request.console_size,
         )
         attach = request.attach
@@ -404,6 +425,14 @@ class Shim:
         self._released = True
 
 
+def _read_config(task: TaskCreate) -> bytes:
+    fd = os.open(os.path.join(task.run_dir, "config.json"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+
+
 def _has_own_pids(spec: dict[str, Any]) -> bool:
-    namespaces = spec.get("linux", {}).get("namespaces", [])
+    namespaces = spec["linux"].get("namespaces") or []
     return any(namespace["type"] == "pid" and not namespace.get("path") for namespace in namespaces)

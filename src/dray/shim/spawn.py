@@ -182,6 +182,7 @@ def _environment() -> dict[str, str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "NOTIFY_", "LISTEN_"))
     }
+    environment["LD_BIND_NOW"] = "1"  # else each fork resolves the C library's functions anew
     with open("/proc/self/maps") as maps:
         library = next((line.split()[-1] for line in maps if "/libpython" in line), None)
     if library is not None:

@@ -12,6 +12,9 @@ A request is one message whose first descriptor is the channel of its answer:
     {"do": "call", "function": "m:f", "arguments": …}  f(arguments, fds) of dray's module m, in a forked child,
                                                        answered with its result; the child ends with the call
 
+Once a shim was wanted, another is kept ready: forked while nobody wants anything, it has touched what every shim
+touches and waits for a connection. It ends with the zygote, or when a profile is warmed that it does not know.
+
 Children are reaped by the handler of SIGCHLD, which they inherit and in which it does nothing.
 """
 
@@ -28,6 +31,8 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from dray.base.errors import DrayError, InvalidParameter
 from dray.linux import cgroups, libc, seccomp
@@ -63,6 +68,10 @@ def main(runtimes: str) -> None:
     with contextlib.suppress(DrayError, OSError):  # a machine without cgroups says so when a container needs one
         cgroups.preload()
     seccomp.preload()
+    from dray.shim import rehearsal
+
+    with contextlib.suppress(DrayError, OSError):
+        rehearsal.rehearse()
     gc.collect()
     gc.freeze()
     _Zygote(rpc.Channel(connection), factory).run()
@@ -96,17 +105,23 @@ class _Zygote:
         self._pool: list[tuple[int, int]] = []  # namespaces made while idle, ready to be handed out
         self._used_network = False
         self._own_network = -1
+        self._spare: rpc.Channel | None = None  # a shim that waits for its container
+        self._used_shim = False
 
     def run(self) -> None:
         """Obey until the daemon is gone."""
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
         while True:
-            # The pool is filled when nobody wants anything, and only once somebody has wanted a network.
-            wants = self._used_network and len(self._pool) < _POOL_SIZE
-            if wants and not poll.poll(_IDLE_MILLISECONDS):
+            # What is kept ready is made when nobody wants anything, and only once somebody has wanted such a thing.
+            network = self._used_network and len(self._pool) < _POOL_SIZE
+            shim = self._used_shim and self._spare is None
+            if (network or shim) and not poll.poll(_IDLE_MILLISECONDS):
                 with contextlib.suppress(OSError):
-                    self._pool.append(self._new_network())
+                    if shim:
+                        self._fork_spare()
+                    else:
+                        self._pool.append(self._new_network())
                 continue
             message = self._channel.receive()
             if message is None:
@@ -122,12 +137,17 @@ class _Zygote:
             request = message.json()
             match request["do"]:
                 case "shim":
-                    self._fork(self._be_shim, answer, message)
+                    self._used_shim = True
+                    if not self._use_spare(answer):
+                        self._fork(self._be_shim, answer, message)
                 case "call":
                     self._fork(self._call, answer, message)
                 case "warm":
-                    seccomp.program(request["profile"])  # kept for every shim that is forked from here on
+                    seccomp.of_text(
+                        msgspec.json.encode(request["profile"])
+                    )  # kept for every shim that is forked from here on
                     gc.freeze()
+                    self._drop_spare()  # it does not know it
                     answer.send({"result": None})
                 case "network namespace":
                     self._used_network = True
@@ -156,6 +176,7 @@ class _Zygote:
                     os.close(fd)
             if self._own_network >= 0:
                 os.close(self._own_network)
+            self._drop_spare()
             child(answer, message)
             code = 0
         except BaseException as error:
@@ -167,7 +188,42 @@ class _Zygote:
     def _be_shim(self, connection: rpc.Channel, _message: rpc.Received) -> None:
         from dray.shim.shim import serve
 
-        serve(connection, self._runtimes)
+        serve(lambda: connection, self._runtimes)
+
+    def _be_spare(self, ours: rpc.Channel, _message: Any) -> None:
+        from dray.shim.shim import serve
+
+        def wait() -> rpc.Channel | None:
+            message = ours.receive()
+            ours.close()
+            return None if message is None else rpc.Channel(socket.socket(fileno=message.take(1)[0]))
+
+        libc.set_process_name("dray-spare")
+        serve(wait, self._runtimes)
+
+    def _fork_spare(self) -> None:
+        ours, theirs = rpc.pair()
+        self._spare = rpc.Channel(ours)  # the child drops its copy
+        with theirs:
+            self._fork(self._be_spare, rpc.Channel(theirs), None)
+
+    def _use_spare(self, connection: rpc.Channel) -> bool:
+        """Make the spare shim the one of this connection; False if there is none."""
+        if self._spare is None:
+            return False
+        try:
+            self._spare.send({}, [connection.fileno()])
+        except OSError:  # somebody killed it
+            return False
+        finally:
+            self._drop_spare()
+        return True
+
+    def _drop_spare(self) -> None:
+        """Let go of the spare, which ends unless it has been sent a connection."""
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     def _call(self, answer: rpc.Channel, message: rpc.Received) -> None:
         request = message.json()

@@ -39,6 +39,7 @@ _TSYNC_ESRCH = 1 << 4
 
 _VERSION = b"3"  # raised when the compiler's output changes
 _programs: dict[bytes, bytes] = {}
+_texts: dict[bytes, tuple[bytes, int]] = {}  # profile as JSON text → (program, flags)
 
 
 @functools.cache
@@ -66,6 +67,15 @@ def program(profile: Mapping[str, Any], *, cache_dir: str | os.PathLike[str] | N
             write_atomic(path, code, durable=False)
     _programs[digest.digest()] = code
     return code
+
+
+def of_text(profile: bytes) -> tuple[bytes, int]:
+    """Return (program, flags) of a profile that is JSON text; parsed only when the same text was not seen before."""
+    known = _texts.get(profile)
+    if known is None:
+        parsed = msgspec.json.decode(profile, type=dict[str, Any])
+        known = _texts[profile] = program(parsed), filter_flags(parsed)
+    return known
 
 
 def preload() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dray.store.layers.lower import LowerLayers, is_opaque, is_whiteout
 from dray.store.layers.tarwriter import END, TreeWriter, whiteout
+from dray.store.layers.walk import beneath
 from dray.store.snapshots import Change
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -145,34 +146,13 @@ def write_layer(upper: str | os.PathLike[str], changes: Sequence[Change]) -> Ite
                 yield whiteout(path)
                 continue
             above, _, base = path.rpartition(b"/")
-            parent = os.open(above, _DIRECTORY, dir_fd=root) if above else os.dup(root)
+            parent = beneath(root, above)
+            if parent is None:
+                continue
             try:
                 yield from writer.entry(parent, base, path)
             finally:
                 os.close(parent)
-        yield END
-    finally:
-        os.close(root)
-
-
-def write_tree(directory: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yield a whole tree as a tar, in the order of names (`docker export` of a mounted root file system)."""
-    writer = TreeWriter()
-
-    def walk(fd: int, path: bytes) -> Iterator[bytes]:
-        for name in sorted(map(os.fsencode, os.listdir(fd))):
-            child = path + b"/" + name if path else name
-            yield from writer.entry(fd, name, child)
-            if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
-                below = os.open(name, _DIRECTORY, dir_fd=fd)
-                try:
-                    yield from walk(below, child)
-                finally:
-                    os.close(below)
-
-    root = os.open(directory, _DIRECTORY)
-    try:
-        yield from walk(root, b"")
         yield END
     finally:
         os.close(root)

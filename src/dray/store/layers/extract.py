@@ -80,12 +80,12 @@ def _umask() -> int:
 
 
 class Extractor:
-    """Applies one tar to the directory `root`."""
+    """Applies one tar to the directory `root`, or to a tree, which it then closes."""
 
     def __init__(
-        self, root: str | os.PathLike[str], *, overlay: bool, budget: Budget, lower: Lower | None = None
+        self, root: str | os.PathLike[str] | Tree, *, overlay: bool, budget: Budget, lower: Lower | None = None
     ) -> None:
-        self._tree = Tree(root)
+        self._tree = root if isinstance(root, Tree) else Tree(root)
         self._overlay = overlay
         self._budget = budget
         self._lower = lower
@@ -131,12 +131,15 @@ class Extractor:
             self._root(entry)
             return
         self._whiteouts.uncover(above)
-        try:
-            self._makers[entry.type](entry, path, self._tree.directory(above), base)
-        except OSError as error:
-            raise named(error, path) from error
+        self._make(entry, path, self._tree.directory(above), base)
         self._result.inodes += 1
         self._whiteouts.placed(path, directory=entry.type == DIRECTORY)
+
+    def _make(self, entry: Entry, path: bytes, parent: int, base: bytes) -> None:
+        try:
+            self._makers[entry.type](entry, path, parent, base)
+        except OSError as error:
+            raise named(error, path) from error
 
     def _root(self, entry: Entry) -> None:
         if entry.type != DIRECTORY:
@@ -257,7 +260,7 @@ class Extractor:
         if self._inherits or entry.uid or entry.gid:
             os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         if self._inherits or mode & (0o7000 | self._umask):
-            os.chmod(base, mode, dir_fd=parent)  # not a link: mknod has just made it, and nobody else is here
+            _change_mode(parent, base, kind, mode)
         self._late_attributes(entry, parent, base)
 
     def _link(self, entry: Entry, path: bytes, parent: int, base: bytes) -> None:
@@ -343,6 +346,17 @@ class Extractor:
         if not self._root_listed:
             self._result.implicit.add(b"")
         self._result.inodes += len(self._result.implicit)
+
+
+def _change_mode(parent: int, base: bytes, kind: int, mode: int) -> None:
+    """chmod(2) without following: in a running container a link may stand there by now, leading anywhere."""
+    fd = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if stat.S_IFMT(os.fstat(fd).st_mode) != kind:
+            raise OSError(errno.EEXIST, "replaced by something else meanwhile", os.fsdecode(base))
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def _present(parent: int, base: bytes, *, overlay: bool) -> bool:

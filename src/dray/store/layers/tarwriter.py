@@ -112,20 +112,34 @@ class TreeWriter:
     _inodes: dict[tuple[int, int], bytes] = field(default_factory=dict)
 
     def entry(self, parent: int, base: bytes, name: bytes) -> Iterator[bytes]:
-        """Yield the member for the file `base` in the directory `parent`, named `name` in the tar."""
-        status = os.lstat(base, dir_fd=parent)
+        """Yield the member for the file `base` in the directory `parent`, named `name` in the tar.
+
+        The tree may belong to a running container: a file that vanishes meanwhile yields nothing, and what is read
+        is the very file that was looked at, whatever has taken its name since.
+        """
+        try:
+            file = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        except FileNotFoundError:
+            return
+        try:
+            yield from self._member(file, parent, base, name)
+        finally:
+            os.close(file)
+
+    def _member(self, file: int, parent: int, base: bytes, name: bytes) -> Iterator[bytes]:
+        status = os.fstat(file)
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is None:
             return  # sockets have no form in a tar
         link, device = b"", (0, 0)
         if kind == DIRECTORY:
-            name += b"/"
+            name = name.rstrip(b"/") + b"/"
         elif status.st_nlink > 1:
             first = self._inodes.setdefault((status.st_dev, status.st_ino), name)
             if first is not name:
                 kind, link = LINK, first
         if kind == SYMLINK:
-            link = os.readlink(base, dir_fd=parent)
+            link = os.readlink(b"", dir_fd=file)
         if kind in (CHAR, BLOCK_DEVICE):
             device = (os.major(status.st_rdev), os.minor(status.st_rdev))
         size = status.st_size if kind == REGULAR else 0
@@ -142,7 +156,7 @@ class TreeWriter:
             xattrs=None if kind == LINK else self._xattrs(parent, base),
         )
         if size:
-            yield from _content(parent, base, size)
+            yield from _content(file, base, size)
 
     def _xattrs(self, parent: int, base: bytes) -> dict[str, bytes]:
         path = b"/proc/self/fd/%d/%s" % (parent, base)
@@ -165,8 +179,8 @@ _KINDS = {
 }
 
 
-def _content(parent: int, base: bytes, size: int) -> Iterator[bytes]:
-    fd = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+def _content(file: int, base: bytes, size: int) -> Iterator[bytes]:
+    fd = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         left = size
         while left:

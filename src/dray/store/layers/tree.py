@@ -52,10 +52,10 @@ def _shallow(parts: list[bytes]) -> bytes:
 
 
 class Tree:
-    """The tree below `root`. Not thread-safe; close it."""
+    """The tree below `root`, a path or a descriptor (which stays the caller's). Not thread-safe; close it."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = os.open(root, _DIRECTORY)
+    def __init__(self, root: str | os.PathLike[str] | int) -> None:
+        self.root = os.open(".", _DIRECTORY, dir_fd=root) if isinstance(root, int) else os.open(root, _DIRECTORY)
         self._cache: OrderedDict[bytes, int] = OrderedDict()
         self.implicit: set[bytes] = set()  # directories that were made only because something lies in them
 

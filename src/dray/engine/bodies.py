@@ -1,0 +1,55 @@
+"""Blocking work on the bodies of requests and responses: each in a worker thread, the loop stays free."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import BinaryIO, TypeVar
+
+from dray.api.requests import Upload
+
+T = TypeVar("T")
+
+
+async def stream_of(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield what a blocking iterator of bytes yields, each step in a worker thread."""
+    try:
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            yield chunk
+    finally:
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            await asyncio.to_thread(close)
+
+
+async def read_body(content: Upload, work: Callable[[BinaryIO], T]) -> T:
+    """Run `work` on a request's body in a thread; return what it returns.
+
+    It has ended when this does, cancelled or not: a client that goes away ends the body under it.
+    """
+
+    def run(fd: int) -> T:
+        with os.fdopen(os.dup(fd), "rb", buffering=1 << 20) as stream:
+            return work(stream)
+
+    async with content.pipe() as fd:
+        job = asyncio.ensure_future(asyncio.to_thread(run, fd))
+        try:
+            return await asyncio.shield(job)
+        finally:
+            await asyncio.wait([job])
+
+
+def joined(chunks: Iterator[bytes], size: int = 256 << 10) -> Iterator[bytes]:
+    """Join small chunks, so that a tar of many small files does not travel in as many small messages."""
+    waiting: list[bytes] = []
+    held = 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        held += len(chunk)
+        if held >= size:
+            yield b"".join(waiting)
+            waiting, held = [], 0
+    if waiting:
+        yield b"".join(waiting)
