@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -193,3 +194,10 @@ def test_default_ulimit_and_log_driver(plain: Engine) -> None:
     assert plain.ok("run", "--rm", "busybox", "sh", "-c", "ulimit -Sn; ulimit -Hn").split() == ["123", "456"]
     plain.ok("create", "--name", "box", "busybox")
     assert plain.inspect("box")["HostConfig"]["LogConfig"]["Type"] == "none"
+
+
+@pytest.mark.drayd_only("the limit of a Go program cannot be seen so")
+def test_as_many_descriptors_as_the_hard_limit_allows(engine: Engine) -> None:
+    limits = Path(f"/proc/{engine.pid}/limits").read_text()
+    soft, hard = next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files"))
+    assert soft == hard

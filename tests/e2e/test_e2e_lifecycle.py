@@ -340,3 +340,14 @@ def test_diff_of_ids(engine: Engine) -> None:
     status, _, body = engine.api("GET", f"/containers/{twice}/json")
     assert status in (400, 404, 409, 500)
     assert json.loads(body)["message"]
+
+
+def test_crash_loops_can_be_stopped_and_removed_at_any_moment(engine: Engine) -> None:
+    for _ in range(6):
+        engine.ok("run", "-d", "--name", "loop", "--restart", "always", "busybox", "true")
+        until(lambda: engine.inspect("loop")["RestartCount"] >= 1, what="the loop")
+        engine.ok("stop", "loop")
+        assert engine.state("loop")["Status"] == "exited"
+        engine.ok("start", "loop")
+        engine.ok("rm", "-f", "loop")
+        assert engine.docker("inspect", "loop").returncode != 0

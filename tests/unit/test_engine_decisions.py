@@ -4,7 +4,7 @@ import pytest
 
 from dray.api import models as api
 from dray.base.errors import InvalidParameter
-from dray.engine import clock, detachkeys, merge, restart, signals, updating, views
+from dray.engine import clock, detachkeys, merge, restart, signals, top, updating, views
 from dray.engine.health import after_probe, probe_command
 from dray.engine.model import Health, HealthProbe, State
 from dray.engine.sandbox import parse_port, port_asks
@@ -190,3 +190,8 @@ def test_an_update_changes_what_it_names_and_nothing_else():
     assert (changed.memory, changed.cpu_shares, host.cpu_shares) == (1 << 30, 1024, 512)
     with pytest.raises(InvalidParameter, match="ulimits cannot be updated"):
         updating.apply(host, api.ContainerUpdateRequest(ulimits=[api.Ulimit(name="nofile")]))
+
+
+def test_arguments_of_ps_that_no_program_can_be_given_are_refused():
+    with pytest.raises(InvalidParameter, match="NUL"):
+        top.processes([1], "a\0b")

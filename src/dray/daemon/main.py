@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _raise_descriptor_limit() -> None:
+    """Allow as many connections as the hard limit does; containers, which the zygote starts, keep what they had."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _set_up_log(config: DaemonConfig) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_JSONFormatter() if config["log-format"] == "json" else _TextFormatter())
@@ -94,6 +101,7 @@ def _run(config: DaemonConfig) -> int:
         pidfile.take()
         stack.callback(pidfile.release)
         zygote = Zygote.spawn()
+        _raise_descriptor_limit()
         try:
             import asyncio
 

@@ -130,11 +130,12 @@ class Creator:
             os.mkdir(directory, 0o700)
             undo.callback(remove_tree, directory)
             self._snapshots.prepare(container_id, image.chain_id)
-            initfiles.mark(self._snapshots.upper(container_id))
             undo.callback(self._snapshots.remove, container_id)
+            initfiles.mark(self._snapshots.upper(container_id))
             await self._prepare_volumes(record, undo)
             record.state.status, record.remove_volumes = "created", False
             container = Container(record)
+            undo.callback(self._registry.remove, container)
             self._registry.add(container)
             await self._registry.sync()
             undo.pop_all()

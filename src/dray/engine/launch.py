@@ -270,7 +270,8 @@ class Launcher:
         """Remove the volumes that were made for this container alone."""
         for point in container.record.mounts:
             if point.type == "volume" and self._volumes.is_anonymous(point.name):
-                if any(point.name == other.name for one in self._registry for other in one.record.mounts):
+                others = (one for one in self._registry if one is not container)
+                if any(point.name == other.name for one in others for other in one.record.mounts):
                     continue
                 self._volumes.remove(point.name, force=True)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
 from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError
@@ -23,11 +24,23 @@ from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.network.controller import Controller
 from dray.shim.model import ExitStatus
+from dray.shim.tasks import Task
 from dray.store.snapshots import Snapshots
+
+log = logging.getLogger(__name__)
 
 KILL_PATIENCE = 10.0  # seconds after SIGKILL before we say that the process cannot be killed
 
 OPENING_PATIENCE = 5.0  # seconds that a removal waits for log readers to open their files
+
+
+@contextlib.contextmanager
+def _logged(container: Container, what: str) -> Iterator[None]:
+    """Go on after a failure of one of the steps that end a run: whoever waits for the end must be told of it."""
+    try:
+        yield
+    except Exception as error:
+        log.error("container %s: %s: %s", container.name, what, error)
 
 
 class Lifecycle:
@@ -79,29 +92,39 @@ class Lifecycle:
     async def _start_locked(self, container: Container) -> None:
         record, state = container.record, container.state
         container.stop_requested = False
+        before = "exited" if state.status == "restarting" else state.status
         try:
             async with AsyncExitStack() as undo:
                 task, endpoints = await self._launcher.launch(container, undo)
+                undo.push_async_callback(self._abandon, task)
+                record.endpoints = list(endpoints)
+                state.status, state.pid = "running", task.pid
+                state.started_at, state.error, state.exit_code, state.oom_killed = task.started_at, "", 0, False
+                self._registry.save(container)
                 undo.pop_all()
         except Exception as error:
             code = error.exit_code if isinstance(error, StartError) else 128
+            state.status, state.pid, record.endpoints = before, 0, []
             state.error, state.exit_code = str(error), code
-            if state.status == "restarting":
-                state.status = "exited"
-            self._registry.save(container)
+            with _logged(container, "why it did not start could not be written down"):
+                self._registry.save(container)
             if record.host_config.auto_remove and not container.stop_requested:
                 self.later(self._remove_quietly(container))
             if isinstance(error, DrayError):
                 raise
             raise Internal(str(error)) from error
         container.task = task
-        record.endpoints = list(endpoints)
-        state.status, state.pid = "running", task.pid
-        state.started_at, state.error, state.exit_code, state.oom_killed = task.started_at, "", 0, False
         container.settled.clear()
-        self._registry.save(container)
         self._peers.changed(record.endpoints)
         self._events.publish("container", "start", container.id, event_attributes(container))
+
+    @staticmethod
+    async def _abandon(task: Task) -> None:
+        """End a run that could not be written down."""
+        with contextlib.suppress(DrayError):
+            await task.kill(signal.SIGKILL, all_processes=True)
+        await task.wait()
+        await task.release()
 
     # -- the end of a run ----------------------------------------------------------------------------------
 
@@ -135,7 +158,8 @@ class Lifecycle:
                 if run.running:
                     run.running, run.exit_code = False, 137
                     run.finished.set()
-            self._registry.save(container)
+            with _logged(container, "its end could not be written down"):  # exit.json has it for the next daemon
+                self._registry.save(container)
             attributes = event_attributes(container)
             if unheard:
                 self._events.publish("container", "oom", container.id, attributes)
@@ -146,11 +170,15 @@ class Lifecycle:
                 attributes | {"exitCode": str(status.exit_code), "execDuration": str(int(ran))},
             )
             endpoints, record.endpoints = record.endpoints, []
-            await self._networks.detach(container.id, endpoints)
-            self._launcher.stopped(container, endpoints)
-            self._peers.changed(endpoints)
+            with _logged(container, "its network could not be given back"):
+                await self._networks.detach(container.id, endpoints)
+            with _logged(container, "its volumes could not be given back"):
+                self._launcher.stopped(container, endpoints)
+            with _logged(container, "its peers could not be told"):
+                self._peers.changed(endpoints)
             if task is not None:
-                await task.release()
+                with _logged(container, "its shim could not be released"):
+                    await task.release()
             container.settled.set()
         self._tell(container.exit_waiters, status)
         if again:
@@ -193,8 +221,8 @@ class Lifecycle:
     async def kill(self, container: Container, signal_name: str) -> None:
         """Send a signal to init; SIGKILL (the default) returns when the container has ended."""
         number = signals.parse(signal_name) if signal_name else signal.SIGKILL
-        if container.state.status == "restarting" and number in (signal.SIGKILL, self._stop_signal(container)):
-            await self._give_up_restarting(container)
+        terminal = number in (signal.SIGKILL, self._stop_signal(container))
+        if terminal and await self._give_up_restarting(container):
             return
         if not container.state.running:
             raise Conflict(f"cannot kill container: {container.id}: container {container.id} is not running")
@@ -205,11 +233,11 @@ class Lifecycle:
     async def _signal(self, container: Container, number: int) -> None:
         terminal = number in (signal.SIGKILL, self._stop_signal(container))
         if terminal:
-            container.record.manually_stopped = True
-            self._registry.save(container)
+            self._note_stopped_by_hand(container)
         task = container.task
         if task is not None:
-            with contextlib.suppress(NotFound, ProcessLookupError):
+            over = (NotFound, Conflict, ProcessLookupError) if terminal else (NotFound, ProcessLookupError)
+            with contextlib.suppress(*over):  # it has just ended by itself: all that was wanted
                 await task.kill(number)
             if terminal and container.state.status == "paused":
                 await task.resume()
@@ -217,23 +245,37 @@ class Lifecycle:
             "container", "kill", container.id, event_attributes(container) | {"signal": str(int(number))}
         )
 
+    def _note_stopped_by_hand(self, container: Container) -> None:
+        """Remember it for the restart policy. A disk that is full must not keep anybody from stopping a container."""
+        container.record.manually_stopped = True
+        try:
+            self._registry.save(container)
+        except DrayError as error:
+            log.error(
+                "container %s is stopped by hand, which could not be written down: %s", container.name, error
+            )
+
     @staticmethod
     def _stop_signal(container: Container) -> int:
         return signals.parse(container.record.config.stop_signal or "SIGTERM")
 
-    async def _give_up_restarting(self, container: Container) -> None:
+    async def _give_up_restarting(self, container: Container) -> bool:
+        """Leave a container that waits for its next run exited; tell whether it did (its run may have begun)."""
+        if container.state.status != "restarting":
+            return False
         async with container.lock:
+            if container.state.status != "restarting":
+                return False
             self._cancel_restart(container)
-            if container.state.status == "restarting":
-                container.record.manually_stopped = True
-                container.state.status = "exited"
-                self._registry.save(container)
+            container.state.status = "exited"
+            self._note_stopped_by_hand(container)
+            return True
 
     async def stop(self, container: Container, *, signal_name: str = "", timeout: int | None = None) -> None:
         """Ask the container to end, and kill it after `timeout` seconds (-1: never); NotModified if it is not
         running."""
-        if container.state.status == "restarting":
-            await self._give_up_restarting(container)
+        if await self._give_up_restarting(container):
+            pass
         elif not container.state.running:
             raise NotModified(f"container {container.id} is not running")
         else:
@@ -247,8 +289,7 @@ class Lifecycle:
             patience = container.record.config.stop_timeout
         if patience is None:
             patience = self._default_stop_timeout
-        container.record.manually_stopped = True
-        self._registry.save(container)
+        self._note_stopped_by_hand(container)
         await self._signal(container, number)
         if not await self._settled_within(container, None if patience < 0 else float(patience)):
             await self._signal(container, signal.SIGKILL)
@@ -325,28 +366,32 @@ class Lifecycle:
 
     async def remove(self, container: Container, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container and, with `volumes`, the anonymous volumes made for it."""
-        status = container.state.status
-        if status == "removing":
-            raise Conflict(f"removal of container {container.id} is already in progress")
-        if status == "restarting" and force:
-            await self._give_up_restarting(container)
-        elif container.state.running or status == "restarting":
-            if not force:
-                hint = (
-                    "container is paused and must be unpaused first"
-                    if status == "paused"
-                    else f"container is {status}: stop the container before removing or force remove"
-                )
-                raise Conflict(f'cannot remove container "{container.name}": {hint}')
+        while True:
+            if force:
+                await self._end_for_removal(container)
+            async with container.lock:
+                status = container.state.status
+                if self._registry.get(container.id) is None:
+                    raise NotFound(f"No such container: {container.id}")
+                if status == "removing":  # `dead` is a removal that failed: it may be tried again
+                    raise Conflict(f"removal of container {container.id} is already in progress")
+                if container.state.running or status == "restarting":
+                    if force:
+                        continue  # a start that was under way came first
+                    hint = (
+                        "container is paused and must be unpaused first"
+                        if status == "paused"
+                        else f"container is {status}: stop the container before removing or force remove"
+                    )
+                    raise Conflict(f'cannot remove container "{container.name}": {hint}')
+                await self._remove_locked(container, volumes=volumes or container.record.host_config.auto_remove)
+                return
+
+    async def _end_for_removal(self, container: Container) -> None:
+        if not await self._give_up_restarting(container) and container.state.running:
             container.stop_requested = True
             await self._signal(container, signal.SIGKILL)
             await self._wait_until_settled(container, KILL_PATIENCE)
-        async with container.lock:
-            if self._registry.get(container.id) is None:
-                raise NotFound(f"No such container: {container.id}")
-            if container.state.running:
-                raise Conflict(f'cannot remove container "{container.name}": it was started again meanwhile')
-            await self._remove_locked(container, volumes=volumes or container.record.host_config.auto_remove)
 
     async def _remove_quietly(self, container: Container) -> None:
         with contextlib.suppress(DrayError):
@@ -361,7 +406,11 @@ class Lifecycle:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(opening.wait(), OPENING_PATIENCE)
         attributes = event_attributes(container)
-        await self.finish_removal(container)
+        try:
+            await self.finish_removal(container)
+        except Exception as error:
+            container.state.status, container.state.error = "dead", str(error)
+            raise
         self._events.publish("container", "destroy", container.id, attributes)
         status = ExitStatus(exit_code=exit_code, finished_at=container.state.finished_at)
         self._tell(container.removal_waiters, status)
@@ -375,8 +424,8 @@ class Lifecycle:
         if self._snapshots.exists(container.id):
             self._snapshots.remove(container.id)
         self._launcher.forget(container)
-        self._registry.remove(container)
         if container.record.remove_volumes:
             self._launcher.remove_anonymous_volumes(container)
+        self._registry.remove(container)  # last: until then a daemon that is killed finishes it when it starts
         self._removed(container.record)
         self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))

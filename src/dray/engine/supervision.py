@@ -173,12 +173,20 @@ class Supervisor:
             if state.running:
                 self._health.start(container)
             elif state.status == "removing":
-                await self._lifecycle.finish_removal(container)
+                await self._finish_removal(container)
             elif container.record.host_config.auto_remove and state.started_at != 0:
                 with contextlib.suppress(DrayError):
                     await self._lifecycle.remove(container)
             elif self._wants_start(container):
                 self._lifecycle.later(self._start_at_boot(container))
+
+    async def _finish_removal(self, container: Container) -> None:
+        """Finish an interrupted removal; one that cannot be finished must not keep the daemon from starting."""
+        try:
+            await self._lifecycle.finish_removal(container)
+        except Exception as error:
+            log.error("container %s cannot be removed: %s", container.name, error)
+            container.state.status, container.state.error = "dead", str(error)
 
     @staticmethod
     def _wants_start(container: Container) -> bool:

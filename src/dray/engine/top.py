@@ -86,6 +86,8 @@ def _by_ps(pids: set[int], ps_args: str) -> ContainerTopResponse:
     for match in re.finditer(r"\s+(\w*)\s*=\s*(PID[^\s]*)", f" {ps_args}"):
         if match[1].lower() != "pid":
             raise InvalidParameter(f'specifying "{match[1]}={match[2]}" is not allowed')
+    if "\0" in ps_args:
+        raise InvalidParameter("top: the arguments of ps hold a NUL")
     if shutil.which("ps") is None:
         raise Unsupported("top: the host has no ps program (package procps) for other than the default arguments")
     words = ps_args.split()

@@ -1,0 +1,54 @@
+"""The order of a removal: a daemon that is killed anywhere in it must find what is left to do."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+
+from dray.api.models import ContainerConfig, HostConfig
+from dray.engine.lifecycle import Lifecycle
+from dray.engine.model import Container, ContainerRecord
+
+
+@pytest.fixture
+def engine(tmp_path) -> Mock:
+    engine = Mock()
+    engine.launcher.layout.container_trash.return_value = str(tmp_path / "trash")
+    return engine
+
+
+@pytest.fixture
+def lifecycle(engine: Mock) -> Lifecycle:
+    return Lifecycle(
+        engine.registry, engine.events, engine.launcher, engine.networks, engine.snapshots, engine.peers
+    )
+
+
+@pytest.fixture
+def container() -> Container:
+    record = ContainerRecord(
+        id="ab" * 32, name="box", created=1, config=ContainerConfig(), host_config=HostConfig(),
+        image_id="", image_ref="", path="", args=[], driver="", remove_volumes=True,
+    )  # fmt: skip
+    return Container(record)
+
+
+async def test_the_record_goes_last(engine: Mock, lifecycle: Lifecycle, container: Container) -> None:
+    await lifecycle.finish_removal(container)
+    verbs = [name for name, _, _ in engine.mock_calls]
+    done = ["snapshots.remove", "launcher.forget", "launcher.remove_anonymous_volumes", "registry.remove"]
+    assert [verb for verb in verbs if verb in done] == done
+
+
+async def test_a_removal_that_failed_can_be_tried_again(
+    engine: Mock, lifecycle: Lifecycle, container: Container
+) -> None:
+    engine.registry.get.return_value = container
+    engine.snapshots.remove.side_effect = OSError(16, "Device or resource busy", "/merged")
+    with pytest.raises(OSError, match="busy"):
+        await lifecycle.remove(container)
+    assert container.state.status == "dead"
+    engine.snapshots.remove.side_effect = None
+    await lifecycle.remove(container)
+    engine.registry.remove.assert_called_once_with(container)
