@@ -6,7 +6,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from dray.api.models import ContainerConfig, HostConfig
+from dray.api.models import ContainerConfig, ExecConfig, HostConfig
+from dray.base.errors import Conflict, DrayError, NotFound, Unavailable
+from dray.engine.execs import ExecTable
+from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container, ContainerRecord
 
@@ -52,3 +55,30 @@ async def test_a_removal_that_failed_can_be_tried_again(
     engine.snapshots.remove.side_effect = None
     await lifecycle.remove(container)
     engine.registry.remove.assert_called_once_with(container)
+
+
+@pytest.mark.parametrize(
+    "error", [Conflict("it is not running"), Unavailable("its shim is gone"), NotFound("gone")]
+)
+async def test_a_container_that_ends_under_the_kill_is_removed(
+    engine: Mock, lifecycle: Lifecycle, container: Container, error: DrayError
+) -> None:
+    async def kill(signum: int) -> None:
+        container.state.status = "exited"
+        container.settled.set()
+        raise error
+
+    container.state.status = "running"
+    container.task = Mock(kill=kill)
+    await lifecycle.remove(container, force=True)
+    engine.registry.remove.assert_called_once_with(container)
+
+
+async def test_an_exec_in_a_container_that_has_just_ended_is_a_conflict(
+    engine: Mock, container: Container, tmp_path
+) -> None:
+    container.state.status, container.state.pid = "running", 2**22 + 1  # no process has this pid
+    container.task = Mock()
+    table = ExecTable(engine.registry, engine.events, Layout(str(tmp_path), str(tmp_path)), [])
+    with pytest.raises(Conflict, match="is not running"):
+        table.create(container, ExecConfig(cmd=["true"]))

@@ -47,10 +47,14 @@ class ExecTable:
         self._check_running(container)
         if not ask.cmd:
             raise InvalidParameter("No exec command specified")
+        try:
+            process = exec_process(container, ask, self._layout, self._capabilities)
+        except (FileNotFoundError, ProcessLookupError):  # its /proc/<pid>/root: it has just ended
+            raise Conflict(f"container {container.id} is not running") from None
         run = Exec(
             id=digest.new_id(),
             container_id=container.id,
-            process=exec_process(container, ask, self._layout, self._capabilities),
+            process=process,
             tty=ask.tty,
             open_stdin=ask.attach_stdin,
             open_stdout=ask.attach_stdout,

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
-from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError
+from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError, Unavailable
 from dray.base.files import remove_tree
 from dray.engine import restart, signals
 from dray.engine.events import Events
@@ -236,8 +236,10 @@ class Lifecycle:
             self._note_stopped_by_hand(container)
         task = container.task
         if task is not None:
-            over = (NotFound, Conflict, ProcessLookupError) if terminal else (NotFound, ProcessLookupError)
-            with contextlib.suppress(*over):  # it has just ended by itself: all that was wanted
+            over: tuple[type[Exception], ...] = (NotFound, ProcessLookupError)
+            if terminal:  # it has just ended by itself, or with its shim: all that was wanted
+                over += (Conflict, Unavailable)
+            with contextlib.suppress(*over):
                 await task.kill(number)
             if terminal and container.state.status == "paused":
                 await task.resume()
