@@ -135,8 +135,12 @@ def run_stage(order: Order, flags: int, join: Mapping[str, int], channel: Channe
             libc.setns(join[kind], namespaces.FLAGS[kind])
         if "user" in join:
             become_namespace_root()
+        announced, announcing = os.pipe2(os.O_CLOEXEC)
         pid, _ = libc.clone3(flags | libc.CLONE_PARENT)
         if pid == 0:
+            os.close(announcing)
+            os.read(announced, 1)  # the end of file: who we are has been said, now we may speak
+            os.close(announced)
             run(order, channel, job)
         channel.send(Staged(pid))
         os._exit(0)

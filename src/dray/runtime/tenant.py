@@ -1,8 +1,10 @@
 """exec: a further process in a container's namespaces.
 
-The parent enters the container's pid namespace for its children, forks once, and comes back; the child enters the
-rest of init's namespaces with one setns(2) on init's pidfd. It is born undumpable: between its arrival and execve
-it is a Python process that the container's processes can see.
+Two forks. The first child prepares everything where only the host sees it, enters init's namespaces with one
+setns(2) on init's pidfd, which gives it the container's root and working directory too, and forks the process that
+goes on (CLONE_PARENT: it is the runtime's child all the same). Only this one is in the container's pid namespace: its
+processes never see one whose root or working directory is still the host's, which a holder of CAP_SYS_PTRACE could
+walk through. It is undumpable from its birth: until its execve it is a Python process.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import NoReturn
 from dray.base.errors import Conflict, Internal
 from dray.linux import libc, namespaces, privileges
 from dray.runtime import console, init, program
-from dray.runtime.handshake import Channel, Failed, Ready, Start
-from dray.runtime.model import ExecRequest, Started
+from dray.runtime.handshake import Channel, Failed, Ready, Staged, Start
+from dray.runtime.model import ExecRequest, Started, Stdio
 from dray.runtime.state import Container
 
 
@@ -28,13 +30,14 @@ def run(container: Container, request: ExecRequest, *, die_with_parent: bool) ->
     with contextlib.ExitStack() as undo:
         undo.callback(ours.close)
         try:
-            pid, pidfd = _fork(container, request, theirs, die_with_parent)
+            first = _fork(container, request, theirs, die_with_parent)
         except ProcessLookupError:
             raise Conflict(f"container {container.saved.id} is not running") from None
         except OSError as error:
             raise Internal(f"exec: {error}") from error
         finally:
             theirs.close()
+        pid, pidfd = _staged(first, ours)
         undo.callback(os.close, pidfd)
         with contextlib.ExitStack() as failed:
             failed.callback(_kill, pid, pidfd)
@@ -58,33 +61,38 @@ def _kill(pid: int, pidfd: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _fork(container: Container, request: ExecRequest, theirs: Channel, die_with_parent: bool) -> tuple[int, int]:
-    kinds = container.saved.namespaces
+def _fork(container: Container, request: ExecRequest, theirs: Channel, die_with_parent: bool) -> int:
+    """Fork the first child; return its pid."""
     flags = 0
-    for kind in kinds:
+    for kind in container.saved.namespaces:
         flags |= namespaces.FLAGS[kind]
     cgroup_fd = container.cgroup.clone_fd()
     dumpable = libc.prctl(libc.PR_GET_DUMPABLE)
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    home = -1
     try:
-        if "pid" in kinds:
-            home = os.open(namespaces.file("pid"), os.O_RDONLY | os.O_CLOEXEC)
-            libc.setns(container.pidfd, libc.CLONE_NEWPID)
         pid, pidfd = libc.clone3(cgroup=-1 if cgroup_fd is None else cgroup_fd)
         if pid == 0:
-            _child(container, request, theirs, flags & ~libc.CLONE_NEWPID, die_with_parent=die_with_parent)
-        return pid, pidfd
+            _stage(container, request, theirs, flags, die_with_parent=die_with_parent)
+        os.close(pidfd)
+        return pid
     finally:
-        if home >= 0:
-            libc.setns(home, libc.CLONE_NEWPID)
-            os.close(home)
         libc.prctl(libc.PR_SET_DUMPABLE, dumpable)
         if cgroup_fd is not None:
             os.close(cgroup_fd)
 
 
-def _child(
+def _staged(first: int, ours: Channel) -> tuple[int, int]:
+    """Wait until the first child has forked the process; return this one's pid and pidfd."""
+    try:
+        message, _ = ours.receive()
+    finally:
+        os.waitpid(first, 0)
+    if not isinstance(message, Staged):
+        raise Internal(f"exec: the process ended before it had forked: {message}")
+    return message.pid, libc.pidfd_open(message.pid)
+
+
+def _stage(
     container: Container,
     request: ExecRequest,
     channel: Channel,
@@ -105,6 +113,28 @@ def _child(
             libc.setns(container.pidfd, flags)
         if flags & libc.CLONE_NEWUSER:
             init.become_namespace_root()
+        announced, announcing = os.pipe2(os.O_CLOEXEC)
+        pid, _ = libc.clone3(libc.CLONE_PARENT)
+        if pid == 0:
+            os.close(announcing)
+            os.read(announced, 1)  # the end of file: who we are has been said, now we may speak
+            os.close(announced)
+            _child(container, wanted, stdio, channel, die_with_parent=die_with_parent)
+        channel.send(Staged(pid))
+        os._exit(0)
+    except BaseException as error:
+        channel.send(Failed.of(error))
+    finally:
+        os._exit(1)
+
+
+def _child(
+    container: Container, wanted: program.Program, stdio: Stdio, channel: Channel, *, die_with_parent: bool
+) -> NoReturn:
+    try:
+        os.setsid()
+        if die_with_parent:
+            libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
         privileges.new_session_keyring(f"_ses.{container.saved.id}")
         terminal = None
         if wanted.terminal:
