@@ -106,6 +106,7 @@ class _Zygote:
         self._used_network = False
         self._own_network = -1
         self._spare: rpc.Channel | None = None  # a shim that waits for its container
+        self._spare_pid = 0
         self._used_shim = False
 
     def run(self) -> None:
@@ -125,6 +126,7 @@ class _Zygote:
                 continue
             message = self._channel.receive()
             if message is None:
+                self._end_spare()
                 return
             try:
                 [answer] = message.take(1)
@@ -165,9 +167,11 @@ class _Zygote:
         finally:
             answer.close()
 
-    def _fork(self, child: Callable[[rpc.Channel, rpc.Received], None], answer: rpc.Channel, message: Any) -> None:
-        if os.fork():
-            return
+    def _fork(self, child: Callable[[rpc.Channel, rpc.Received], None], answer: rpc.Channel, message: Any) -> int:
+        """Run `child` in a forked process; return its pid."""
+        pid = os.fork()
+        if pid:
+            return pid
         code = 1
         try:
             self._channel.close()
@@ -205,7 +209,7 @@ class _Zygote:
         ours, theirs = rpc.pair()
         self._spare = rpc.Channel(ours)  # the child drops its copy
         with theirs:
-            self._fork(self._be_spare, rpc.Channel(theirs), None)
+            self._spare_pid = self._fork(self._be_spare, rpc.Channel(theirs), None)
 
     def _use_spare(self, connection: rpc.Channel) -> bool:
         """Make the spare shim the one of this connection; False if there is none."""
@@ -218,6 +222,13 @@ class _Zygote:
         finally:
             self._drop_spare()
         return True
+
+    def _end_spare(self) -> None:
+        """Let go of the spare and wait until it is gone: a daemon that has stopped leaves no process behind."""
+        if self._spare is not None:
+            self._drop_spare()
+            with contextlib.suppress(ChildProcessError):  # children are reaped by the kernel (SIGCHLD is ignored)
+                os.waitpid(self._spare_pid, 0)
 
     def _drop_spare(self) -> None:
         """Let go of the spare, which ends unless it has been sent a connection."""
