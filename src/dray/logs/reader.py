@@ -262,7 +262,7 @@ class _Watch:
         self._directory = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            mask = libc.IN_MODIFY | libc.IN_CREATE | libc.IN_MOVED_TO
+            mask = libc.IN_MODIFY | libc.IN_CREATE | libc.IN_MOVED_TO | libc.IN_MOVE_SELF
             for directory in {os.path.dirname(path) or ".", state_dir}:
                 libc.inotify_add_watch(self.fd, directory, mask)
         except BaseException:
@@ -299,15 +299,13 @@ class _Watch:
                 self.rotations += 1
             if name == _EXIT.encode() and mask & libc.IN_MOVED_TO:
                 self._ended = True
+            if mask & libc.IN_MOVE_SELF:  # the directory goes to the trash: the container has been removed
+                self._ended = True
 
     def ended(self) -> bool:
         """Whether the run that is followed is over: said so, or the container has been removed."""
         self.take()
-        return (
-            self._ended
-            or os.access(_EXIT, os.F_OK, dir_fd=self._directory)
-            or os.fstat(self._directory).st_nlink == 0
-        )
+        return self._ended or os.access(_EXIT, os.F_OK, dir_fd=self._directory)
 
     def close(self) -> None:
         """Close the descriptors."""
