@@ -1,0 +1,1 @@
+"""Registries: the client of the distribution protocol, and a server of it."""
