@@ -237,6 +237,9 @@ def _check(config: DaemonConfig) -> None:
             raise InvalidParameter(f"runtime {name!r}: unsupported {', '.join(unknown)}; use path and runtimeArgs")
     if config["default-runtime"] not in {"dray", "runc", "crun", *config["runtimes"]}:
         raise InvalidParameter(f"specified default runtime '{config['default-runtime']}' does not exist")
+    for key in ("max-concurrent-downloads", "max-concurrent-uploads", "max-download-attempts"):
+        if config[key] < 1:
+            raise InvalidParameter(f"invalid {key}: {config[key]}: at least 1 is needed")
     for key in ("bip", "bip6", "fixed-cidr", "fixed-cidr-v6"):
         if config[key]:
             _parsed(key, config[key], ipaddress.ip_interface)

@@ -71,6 +71,19 @@ OPTIONS: tuple[Option, ...] = (
     # Storage
     Option("storage-driver", "str", "storage-driver", "s", "", "overlay2 (default) or vfs"),
     Option("storage-opts", "list", "storage-opt", "", [], "", "overlay2 and vfs have no options here"),
+    # Registries
+    Option(
+        "max-concurrent-downloads",
+        "int",
+        "max-concurrent-downloads",
+        "",
+        3,
+        "Connections that pulls receive over at a time",
+    ),
+    Option("max-concurrent-uploads", "int", "max-concurrent-uploads", "", 5, "Blobs that pushes send at a time"),
+    Option(
+        "max-download-attempts", "int", "max-download-attempts", "", 5, "Attempts at a download without progress"
+    ),
     # Networks
     Option("bridge", "str", "bridge", "b", "", "Name of the default bridge (default dray0), or none"),
     Option("bip", "str", "bip", "", "", "Address of the default bridge, as CIDR"),
@@ -114,9 +127,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("node-generic-resources", "list", "node-generic-resource", refused=NO_SWARM),
     Option("registry-mirrors", "list", "registry-mirror", refused=NO_REGISTRY),
     Option("insecure-registries", "list", "insecure-registry", refused=NO_REGISTRY),
-    Option("max-concurrent-downloads", "int", "max-concurrent-downloads", refused=NO_REGISTRY),
-    Option("max-concurrent-uploads", "int", "max-concurrent-uploads", refused=NO_REGISTRY),
-    Option("max-download-attempts", "int", "max-download-attempts", refused=NO_REGISTRY),
     Option("proxies", "json", refused=NO_REGISTRY),
     Option("http-proxy", "str", "http-proxy", refused=NO_REGISTRY),
     Option("https-proxy", "str", "https-proxy", refused=NO_REGISTRY),
