@@ -148,6 +148,8 @@ def parse_insecure(entries: Sequence[str]) -> tuple[tuple[Network, ...], frozens
             networks.append(network)
             continue
         try:
+            if "/" in text:
+                raise InvalidParameter("a host has no path")
             bare = text if ":" in text or "." in text or text.startswith("[") else f"{text}:443"
             reference.parse(f"{bare}/probe")
         except InvalidParameter:
