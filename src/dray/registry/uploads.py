@@ -92,6 +92,7 @@ class RemoteUpload:
         response = self._exchange("PATCH", self._location, headers=headers, body=data)
         if response.status == 416:
             response.start_of_body(_DRAIN)
+            self._follow(response)
             raise Unavailable(f"{response.request}: the registry has another number of bytes than {first}")
         self._session.expect(response, 202, 204, 201)
         response.start_of_body(_DRAIN)
