@@ -50,6 +50,7 @@ from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
+from dray.registry.remote import RemoteRegistries
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
@@ -141,6 +142,7 @@ class House:
             self.snapshots = Overlay(f"{root}/overlay2", self.metadata)
         self.content = ContentStore(f"{root}/content")
         self.events = Events()
+        self.registries = RemoteRegistries()
         self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
