@@ -22,6 +22,7 @@ from typing import Any
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
+from dray.daemon.registries import registry_settings, shown_by_info
 from dray.engine import security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
@@ -147,6 +148,7 @@ class House:
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
+        self.registries = RemoteRegistries(registry_settings(config.values))
         self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
         self.execs = ExecTable(
@@ -208,6 +210,7 @@ class House:
                 self.image_verbs,
                 self.volume_verbs,
                 self._settings(settings),
+                self.registries,
                 limits=self.limits,
                 listeners=lambda: self.events.listeners,
             ),
@@ -244,6 +247,7 @@ class House:
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
+            **shown_by_info(self.registries.settings),
         )
 
     def _container_removed(self, record: ContainerRecord) -> None:

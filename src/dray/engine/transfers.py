@@ -10,7 +10,6 @@ everything else in the daemon waits for. A client that goes away cancels them.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
@@ -20,16 +19,16 @@ from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import Download, ImportOptions, Progress, ProgressStream, Upload
 from dray.base import reference
-from dray.base.errors import InvalidParameter, Unavailable
+from dray.base.errors import InvalidParameter
+from dray.engine import remote
 from dray.engine.bodies import read_body, stream_of
 from dray.engine.images import parse_platform
-from dray.registry.model import ANONYMOUS, Credentials, Registries
+from dray.engine.remote import credentials
+from dray.registry.model import Registries
 from dray.store import transfer
 from dray.store.content import STALE
 from dray.store.images import Images
 from dray.store.transfer import Cancellation, Downloads, Puller, Pusher, Uploads
-
-NO_REGISTRY = "there is no registry client yet: bring images in with `docker load` or `docker import`"
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -142,12 +141,12 @@ class Transfers:
     async def search(
         self, term: str, *, limit: int, filters: Filters, auth: api.AuthConfig | None
     ) -> list[api.ImageSearchResult]:
-        """Say clearly that there is no registry."""
-        raise Unavailable(f"cannot search for {term}: {NO_REGISTRY}")
+        """Search a registry; filters are ours, registries know none."""
+        return await remote.search(self._registries, term, limit=limit, filters=filters, auth=credentials(auth))
 
     async def distribution(self, name: str, *, auth: api.AuthConfig | None) -> api.DistributionInspect:
-        """Say clearly that there is no registry."""
-        raise Unavailable(f"cannot ask a registry about {name}: {NO_REGISTRY}")
+        """Ask a registry for an image's descriptor and platforms."""
+        return await remote.distribution(self._registries, name, credentials(auth))
 
 
 def _with(name: reference.Reference, tag: str) -> reference.Reference:
@@ -155,17 +154,6 @@ def _with(name: reference.Reference, tag: str) -> reference.Reference:
     if ":" in tag:
         return reference.parse(f"{name.name}@{tag}")
     return name.with_tag(tag)
-
-
-def credentials(auth: api.AuthConfig | None) -> Credentials:
-    """Return what a client sent in X-Registry-Auth as the registries take it."""
-    if auth is None:
-        return ANONYMOUS
-    username, password = auth.username, auth.password
-    if auth.auth and not username:
-        with contextlib.suppress(ValueError):
-            username, _, password = base64.b64decode(auth.auth, validate=True).decode().partition(":")
-    return Credentials(username, password, auth.identitytoken, auth.registrytoken)
 
 
 async def _cancellable(work: Callable[[Report, Cancellation], None]) -> ProgressStream:

@@ -56,11 +56,7 @@ def login(settings: RegistrySettings, address: str, auth: Credentials) -> tuple[
 
     def ask(session: Session) -> tuple[str, str]:
         url = f"{session.endpoint.url}/v2/"
-        try:
-            response = session.exchange("GET", url, scopes=())
-        except Unauthorized as error:
-            words = error.message if "login attempt to" in error.message else f"{error.message}"
-            raise Unauthorized(words) from error
+        response = session.exchange("GET", url, scopes=())
         response.start_of_body(ERROR_LIMIT)
         if response.status == 200:
             return "Login Succeeded", session.authorizer.refresh_token

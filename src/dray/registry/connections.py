@@ -2,7 +2,7 @@
 
 A socket timeout starts again with every byte, so a peer that sends one byte every few seconds, or `100 Continue`
 without end, would hold a thread for ever. A `Watchdog` shuts the socket of whatever has passed its deadline down;
-the blocked call then fails, and the connection knows why (`expired`).
+the blocked call then fails.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Watchdog:
         self._running = False
 
     @contextlib.contextmanager
-    def watch(self, sock: socket.socket, seconds: float, expired: threading.Event) -> Iterator[None]:
-        """Bound the time of a block that uses `sock`; past it `expired` is set and the socket shut down."""
+    def watch(self, sock: socket.socket, seconds: float) -> Iterator[threading.Event]:
+        """Bound the time of a block that uses `sock`; past it the event is set and the socket shut down."""
+        expired = threading.Event()
         with self._lock:
             self._serial += 1
             mine = self._serial
@@ -45,7 +46,7 @@ class Watchdog:
                 self._running = True
                 threading.Thread(target=self._run, name="registry-deadlines", daemon=True).start()
         try:
-            yield
+            yield expired
         finally:
             with self._lock:
                 self._watched.pop(mine, None)
@@ -83,21 +84,18 @@ class _Guarded:
     patience = 60.0  # seconds for the head of a response, and for a TLS handshake
     sock: Any
 
-    def _guard(self) -> threading.Event:
-        expired: threading.Event | None = self.__dict__.get("expired")
-        if expired is None:
-            expired = self.__dict__["expired"] = threading.Event()
-        return expired
+    timeout: Any
 
     def _new_conn(self) -> socket.socket:
         sock: socket.socket = super()._new_conn()  # type: ignore[misc]
         self.__dict__["raw_sock"] = sock
-        stack = self.__dict__.get("connecting")
+        stack: contextlib.ExitStack | None = self.__dict__.get("connecting")
         if stack is not None:
-            stack.enter_context(WATCHDOG.watch(sock, self.patience, self._guard()))
+            stack.enter_context(WATCHDOG.watch(sock, self.patience))
         return sock
 
     def connect(self) -> None:
+        """Connect, and shake hands, within `patience`."""
         with contextlib.ExitStack() as stack:
             self.__dict__["connecting"] = stack
             try:
@@ -106,11 +104,18 @@ class _Guarded:
                 self.__dict__["connecting"] = None
 
     def getresponse(self) -> HTTPResponse:
+        """Read the head of an answer within `patience`, or the socket's timeout and a little more if that is longer."""
         sock = self.sock
         if not isinstance(sock, socket.socket):  # TLS inside TLS to a proxy
             sock = self.__dict__["raw_sock"]
-        with WATCHDOG.watch(sock, self.patience, self._guard()):
-            response: HTTPResponse = super().getresponse()  # type: ignore[misc]
+        allowed = self.timeout if isinstance(self.timeout, (int, float)) else 0.0
+        with WATCHDOG.watch(sock, max(self.patience, allowed + 10)) as expired:
+            try:
+                response: HTTPResponse = super().getresponse()  # type: ignore[misc]
+            except Exception as error:
+                if expired.is_set():
+                    raise TimeoutError("the head of the answer did not end") from error
+                raise
         response.dray_sock = sock  # type: ignore[attr-defined]
         return response
 

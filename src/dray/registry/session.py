@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from dray.base.errors import DrayError, Unauthorized, Unavailable
 from dray.base.reference import Reference
-from dray.registry.answers import ERROR_LIMIT, Unreachable, refusal
+from dray.registry.answers import ERROR_LIMIT, Unreachable, go_request, refusal
 from dray.registry.challenges import parse_challenges
 from dray.registry.model import Credentials
 from dray.registry.settings import Endpoint
@@ -77,7 +78,10 @@ class Session:
         mine = same_host(url, self.endpoint.url)
         for _ in range(3):
             sent = {"Accept-Encoding": "identity", **(headers or {})}
-            header = self.authorizer.header(wanted) if mine else ""
+            header = ""
+            if mine:
+                with self._named(method, url):
+                    header = self.authorizer.header(wanted)
             if header:
                 sent["Authorization"] = header
             response = self.transport.send(
@@ -88,11 +92,8 @@ class Session:
                 return response
             challenges = parse_challenges(response.headers("WWW-Authenticate"))
             try:
-                again = self.authorizer.answer(challenges, wanted, refused=header)
-            except Unauthorized as error:
-                response.close()
-                words = error.message if self.push else f"{response.request}: {error.message}"
-                raise Unauthorized(words) from error
+                with self._named(method, url):
+                    again = self.authorizer.answer(challenges, wanted, refused=header)
             except BaseException:
                 response.close()
                 raise
@@ -100,6 +101,16 @@ class Session:
                 return response
             response.start_of_body(ERROR_LIMIT)
         return response
+
+    @contextlib.contextmanager
+    def _named(self, method: str, url: str) -> Iterator[None]:
+        """Have a refusal of credentials name the request, as dockerd does for pulls."""
+        try:
+            yield
+        except Unauthorized as error:
+            raise Unauthorized(
+                error.message if self.push else f"{go_request(method, url)}: {error.message}"
+            ) from error
 
     def expect(self, response: Response, *statuses: int, name: Reference | None = None) -> Response:
         """Return an answer of one of these statuses; raise what any other means. 429 and 5xx raise `Retry`."""
@@ -116,7 +127,8 @@ class Session:
 
     def retrying(self, operation: Callable[[], T], *, attempts: int | None = None) -> T:
         """Do something that may be done twice, again while the registry is busy or breaks off."""
-        attempts = self.transport.settings.attempts if attempts is None else attempts
+        if attempts is None:  # a mirror that has trouble is passed over at once
+            attempts = 1 if self.endpoint.mirror else self.transport.settings.attempts
         for attempt in range(attempts):
             try:
                 return operation()

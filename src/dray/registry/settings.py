@@ -23,7 +23,7 @@ INDEX_HOST = "index.docker.io"  # logins are tried and searches asked here
 HUB_HOST = "registry-1.docker.io"
 HUB_NAMES = frozenset({INDEX_NAME, INDEX_HOST, HUB_HOST})
 CERTIFICATE_FOLDERS = ("/etc/dray/certs.d", "/etc/docker/certs.d")
-LOOPBACK = ("127.0.0.0/8", "::1/128")
+LOOPBACK = ("::1/128", "127.0.0.0/8")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str], Sequence[str]]

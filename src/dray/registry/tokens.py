@@ -199,7 +199,7 @@ def _token_refusal(response: Response, realm: str) -> DrayError:
     errors = parse_errors(response.start_of_body(ERROR_LIMIT))
     if status in (400, 401, 403):
         said = errors[0].message if errors else "incorrect username or password"
-        return Unauthorized(f"{response.request}: unauthorized: {said}")
+        return Unauthorized(f"unauthorized: {said}")
     said = f": {errors[0].message}" if errors else ""
     words = f"failed to fetch a token from {realm}: unexpected status {status_line(status)}{said}"
     return Unavailable(words) if status >= 500 or status == 429 else InvalidParameter(words)

@@ -7,11 +7,12 @@ bytes per second. A `Transport` may be used by several threads; `close` breaks w
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,9 @@ FLOOR = 32 << 10  # bytes in a window, below which a peer counts as stalling
 PATIENCE = 60.0  # seconds for a whole small body
 REDIRECTS = 10
 _PIECE = 256 << 10
+
+# At debug level it writes every URL, with the secrets that some registries put into an upload's.
+logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 _REDIRECT = frozenset({301, 302, 303, 307, 308})
 
@@ -73,29 +77,38 @@ class Response:
             self.close()
             raise InvalidParameter(f"{self.request}: {what} of {length} bytes is refused: the limit is {limit}")
         pieces, held = [], 0
-        with self._transport.within(self, PATIENCE):
-            while piece := self.read(min(_PIECE, limit + 1 - held)):
-                pieces.append(piece)
-                held += len(piece)
-                if held > limit:
-                    self.close()
-                    raise InvalidParameter(f"{self.request}: {what} is refused: it is larger than {limit} bytes")
+        with self._transport.within(self, PATIENCE) as expired:
+            try:
+                while piece := self.read(min(_PIECE, limit + 1 - held)):
+                    pieces.append(piece)
+                    held += len(piece)
+                    if held > limit:
+                        self.close()
+                        raise InvalidParameter(
+                            f"{self.request}: {what} is refused: it is larger than {limit} bytes"
+                        )
+            except Unavailable as error:
+                if not expired.is_set():
+                    raise
+                words = f"{self.request}: {what} took longer than {PATIENCE:.0f} s to arrive"
+                raise Unavailable(words) from error
         self.release()
         return b"".join(pieces)
 
     def start_of_body(self, limit: int) -> bytes:
         """Return at most the first `limit` bytes, and end the answer; never fails (for error bodies)."""
+        pieces, held, piece = [], 0, b"-"
         try:
             with self._transport.within(self, PATIENCE):
-                pieces, held = [], 0
                 while held < limit and (piece := self.read(limit - held)):
                     pieces.append(piece)
                     held += len(piece)
         except DrayError:
-            pieces = []
-        if self.raw.length_remaining:
+            return b""
+        if piece:  # not at the end: nobody else may read the rest
             self.close()
-        self.release()
+        else:
+            self.release()
         return b"".join(pieces)
 
     def release(self) -> None:
@@ -144,7 +157,10 @@ class Transport:
         """Ask, and follow redirects. `patience`: seconds without a byte of the answer's head."""
         asked = go_request(method, url)
         sent = {"User-Agent": f"dray/{__version__}", **headers}
-        verify = endpoint.verify
+        if body:
+            sent["Content-Length"] = str(len(body))
+        # An upload may go to another host than its registry's.
+        verify = endpoint.verify if same_host(url, endpoint.url) else self._verifies(url)
         for _ in range(REDIRECTS + 1):
             raw = self._once(method, url, sent, body, verify=verify, patience=patience)
             location = raw.headers.get("Location")
@@ -155,9 +171,12 @@ class Transport:
             target = self._redirected(url, location, endpoint=endpoint)
             if not same_host(url, target):
                 sent.pop("Authorization", None)
-                verify = not self.settings.is_insecure(urlsplit(target).netloc.rpartition("@")[2])
+                verify = self._verifies(target)
             url = target
         raise InvalidParameter(f"{asked}: stopped after {REDIRECTS} redirects")
+
+    def _verifies(self, url: str) -> bool:
+        return not self.settings.is_insecure(urlsplit(url).netloc.rpartition("@")[2])
 
     @staticmethod
     def _redirected(url: str, location: str, *, endpoint: Endpoint) -> str:
@@ -189,7 +208,7 @@ class Transport:
             raw = manager.urlopen(
                 method,
                 url,
-                body=body,
+                body=_sliced(body),
                 headers=dict(headers),
                 redirect=False,
                 preload_content=False,
@@ -225,10 +244,10 @@ class Transport:
                 words = "unexpected EOF: the connection broke off"
             raise Unavailable(f"{response.request}: {words}") from error
 
-    def within(self, response: Response, seconds: float) -> AbstractContextManager[None]:
+    def within(self, response: Response, seconds: float) -> AbstractContextManager[threading.Event]:
         """Bound the time of a block that reads from `response`."""
         sock: socket.socket = response.raw.dray_sock  # type: ignore[attr-defined]
-        return WATCHDOG.watch(sock, seconds, threading.Event())
+        return WATCHDOG.watch(sock, seconds)
 
     def wait(self, seconds: float) -> None:
         """Sleep before another try; Unavailable at once if `close` is called."""
@@ -246,6 +265,17 @@ class Transport:
             managers, self._managers = list(self._managers.values()), {}
         for manager in managers:
             manager.clear()
+
+
+def _sliced(body: bytes | memoryview | None) -> bytes | memoryview | Iterator[memoryview] | None:
+    """Cut a large body: a socket's timeout is for a whole `sendall`, and a slow line may take longer for all of it.
+
+    The request must carry its Content-Length.
+    """
+    if body is None or len(body) <= _PIECE:
+        return body
+    view = memoryview(body)
+    return (view[start : start + _PIECE] for start in range(0, len(view), _PIECE))
 
 
 def same_host(one: str, other: str) -> bool:

@@ -89,7 +89,6 @@ class RemoteUpload:
         first, last = self.offset, self.offset + len(data) - 1
         headers = {
             "Content-Type": "application/octet-stream",
-            "Content-Length": str(len(data)),
             "Content-Range": f"{first}-{last}",
         }
         response = self._exchange("PATCH", self._location, headers=headers, body=data)
@@ -123,7 +122,7 @@ class RemoteUpload:
     def commit(self, digest: str) -> None:
         """Finish, with what was held back."""
         url = f"{self._location}{'&' if '?' in self._location else '?'}{urlencode({'digest': digest})}"
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(self._held))}
+        headers = {"Content-Type": "application/octet-stream"}
         response = self._exchange("PUT", url, headers=headers, body=self._held, patience=COMMIT)
         self._session.expect(response, 201, 204, 200)
         response.start_of_body(_DRAIN)
