@@ -28,7 +28,7 @@ from dray.base import digest as digests
 from dray.base.errors import InvalidParameter
 
 PART = 32 << 20  # bytes; design note 012 has the measurements
-JOURNAL = 1 << 20
+JOURNAL = 256 << 10
 _READ = 1 << 20
 _NUMBER = struct.Struct("<Q")
 

@@ -34,7 +34,7 @@ Watch = Callable[[str, int, int], None]
 
 WAITING, FETCHING, VERIFYING, COMPLETE = "Waiting", "Downloading", "Verifying Checksum", "Download complete"
 _CHUNK = 1 << 20
-_PROGRESS = 1 << 20  # bytes that make a connection count as having worked
+_PROGRESS = 1 << 20  # bytes that make up for failed attempts
 _DELAYS = (0.1, 1.0, 2.0, 4.0, 5.0)  # seconds before an attempt is repeated
 _PATIENCE = 0.2  # seconds between two looks at whether a waiting client has gone
 
@@ -58,7 +58,8 @@ class _Transfer:
     tickets: list[Ticket] = field(default_factory=list)
     running: int = 0
     ranged: bool | None = None  # whether the registry honours ranges; None until it has answered
-    idle: int = 0  # attempts without progress
+    idle: int = 0  # attempts since the last megabyte
+    gained: int = 0  # bytes since `idle` was last set back
     again: bool = False  # what was here from earlier was wrong: fetched once more from the beginning
     status: str = WAITING
     error: BaseException | None = None
@@ -270,7 +271,6 @@ class Downloads:
     def _copy(self, transfer: _Transfer, part: int, stream: BlobStream, at: int, end: int) -> None:
         """Write a part from a stream that stands at the blob's offset `at`."""
         partial = transfer.partial
-        gained = 0
         if at > partial.position(part):
             raise InvalidParameter(
                 f"the registry sent {transfer.descriptor.digest} from another byte than asked for"
@@ -289,9 +289,9 @@ class Downloads:
                 partial.write(part, fresh)
             except OSError as error:
                 raise _unwritable(error, transfer) from error
-            gained += len(fresh)
-            if gained >= _PROGRESS:
-                transfer.idle = 0
+            transfer.gained += len(fresh)
+            if transfer.gained >= _PROGRESS:
+                transfer.idle = transfer.gained = 0
             transfer.tell(FETCHING)
 
     def _copy_all(self, transfer: _Transfer, stream: BlobStream) -> None:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dray.base.errors import Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
+from dray.base.errors import InvalidParameter, NotFound, Unavailable
 from dray.base.reference import Reference
 from dray.oci import platform as platforms
 from dray.oci.image import (
@@ -106,7 +106,7 @@ class Puller:
         asked = name.digest or name.tag or "latest"
         stored = Reference(name.domain, name.path, None if name.digest else asked, name.digest)
         with self._images.hold(named=True) as lease:
-            target, data = self._retried(lambda: self._head(name, stored, asked))
+            target, data = self._retried(lambda: self._head(stored, asked))
             document = parse_document(data, target.media_type)
             self._report({"status": f"Pulling from {name.path}", "id": asked})
             before = self._images.target_of(stored.canonical)
@@ -132,24 +132,16 @@ class Puller:
 
     # --- manifests
 
-    def _head(self, name: Reference, stored: Reference, asked: str) -> tuple[Descriptor, bytes]:
+    def _head(self, stored: Reference, asked: str) -> tuple[Descriptor, bytes]:
         """Return what the tag stands for. What is here already is not fetched again (and is no pull that a registry
         would count)."""
         content = self._images.content
-        try:
-            if self._images.target_of(stored.canonical) is not None:
-                target = self._repository.resolve(asked)
-                if content.has(target.digest):
-                    return target, content.read(target.digest)
-                asked = target.digest
-            return self._repository.manifest(asked)
-        except NotFound as error:
-            raise NotFound(f"manifest for {name.tagged().familiar} not found: {error.message}") from error
-        except (Unauthorized, Forbidden) as error:
-            raise NotFound(
-                f"pull access denied for {name.familiar_name}, repository does not exist or may require "
-                f"'docker login': {error.message}"
-            ) from error
+        if self._images.target_of(stored.canonical) is not None:
+            target = self._repository.resolve(asked)
+            if content.has(target.digest):
+                return target, content.read(target.digest)
+            asked = target.digest
+        return self._repository.manifest(asked)
 
     def _document(self, descriptor: Descriptor, lease: Lease) -> Manifest | Index:
         """Return a manifest that an index names, fetched if it is not here."""

@@ -307,8 +307,8 @@ def push(pusher: Pusher, images: Images, name: Reference, *, all_tags: bool, rep
         names = sorted((tag for tag in tags if tag.name == name.name), key=lambda tag: tag.tag or "")
         if not names:
             raise NotFound(f"An image does not exist locally with the tag: {name.familiar_name}")
-    else:
-        images.resolve(name.canonical)
+    elif images.target_of(name.canonical) is None:
+        raise NotFound(f"An image does not exist locally with the tag: {name.familiar_name}")
     report({"status": f"The push refers to repository [{name.name}]"})
     for one in names:
         pusher.push(one)
