@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,9 @@ def trust(engine: Engine) -> Iterator[Callable[[str, Authority], Path]]:
     yield add
     for folder in made:
         shutil.rmtree(folder)
+    for folder in (CERTIFICATES, CERTIFICATES.parent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @pytest.fixture(scope="module")

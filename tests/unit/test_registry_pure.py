@@ -293,3 +293,8 @@ def test_retry_after(value, seconds):
 def test_retry_after_may_be_a_date():
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now=lambda: 1445412470.0) == 10.0
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+
+
+def test_certificates_are_looked_for_beside_the_configuration():
+    settings = registry_settings(DEFAULTS, {}, file="/etc/other/daemon.json")
+    assert settings.certificate_folders == ("/etc/other/certs.d", "/etc/docker/certs.d")

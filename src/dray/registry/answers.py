@@ -17,6 +17,7 @@ from typing import Any
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
 from dray.base.reference import Reference
 from dray.registry.challenges import Challenge
+from dray.registry.model import Unreachable
 from dray.registry.proxies import redacted
 
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
@@ -24,10 +25,6 @@ _SHOWN = 1024  # characters of one message that are passed on
 _WORDS = {"UNAUTHORIZED": "authentication required", "DENIED": "requested access to the resource is denied"}
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"})
 _MISSING = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "BLOB_UPLOAD_UNKNOWN"})
-
-
-class Unreachable(Unavailable):
-    """Nothing at this address speaks the protocol, or it cannot be trusted: another try will not help soon."""
 
 
 class PlainAnswer(Unreachable):

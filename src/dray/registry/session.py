@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from dray.base.errors import DrayError, Unauthorized, Unavailable
 from dray.base.reference import Reference
-from dray.registry.answers import ERROR_LIMIT, Unreachable, go_request, refusal
+from dray.registry.answers import ERROR_LIMIT, go_request, refusal
 from dray.registry.challenges import parse_challenges
-from dray.registry.model import Credentials
+from dray.registry.model import Credentials, Unreachable
 from dray.registry.settings import Endpoint
 from dray.registry.tokens import Authorizer, Scopes
 from dray.registry.transport import Response, Transport, same_host

@@ -24,9 +24,10 @@ from urllib3.response import BaseHTTPResponse
 
 from dray import __version__
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, Unavailable
-from dray.registry.answers import Unreachable, go_request, tls_failure
+from dray.registry.answers import go_request, tls_failure
 from dray.registry.certificates import tls_context
 from dray.registry.connections import WATCHDOG, open_manager, shut
+from dray.registry.model import Unreachable
 from dray.registry.proxies import redacted
 from dray.registry.settings import Endpoint, RegistrySettings
 
