@@ -373,13 +373,20 @@ def test_credentials_do_not_follow_a_redirect_to_another_host(opened):
         assert "authorization" not in storage.requests[-1].headers
 
 
-def test_another_host_gets_no_credentials_even_if_it_asks(opened):
-    demand = (401, {"WWW-Authenticate": 'Basic realm="give"'}, b"")
-    with FakeServer(lambda r: demand) as thief:
+@pytest.mark.parametrize("demand", ['Basic realm="give"', 'Bearer realm="{url}/token"'])
+def test_another_host_gets_no_credentials_even_if_it_asks(opened, demand):
+    """CVE-2020-15157: nor does a token service that the other host names."""
+
+    def answer(request):
+        if "/token" in request.path:
+            return 200, {}, b'{"token":"x"}'
+        return 401, {"WWW-Authenticate": demand.format(url=thief.url)}, b""
+
+    with FakeServer(answer) as thief:
         with FakeServer(lambda r: (302, {"Location": f"{thief.url}/x"}, b"")) as server:
             with pytest.raises(Unauthorized):
                 opened(server, ME).blob(BLOB_DESCRIPTOR)
-        assert thief.requests
+        assert [one.path for one in thief.requests] == ["/x"]
         assert not [one for one in thief.requests if "authorization" in one.headers]
 
 
