@@ -19,9 +19,8 @@ from dray import __version__
 from dray.base import units
 from dray.base.errors import InvalidParameter
 from dray.daemon.options import BY_KEY, OPTIONS, Option
-from dray.daemon.registries import registry_settings
+from dray.daemon.registries import DEFAULT_FILE, registry_settings
 
-DEFAULT_FILE = "/etc/dray/daemon.json"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -241,7 +240,7 @@ def _check(config: DaemonConfig) -> None:
     for key in ("max-concurrent-downloads", "max-concurrent-uploads", "max-download-attempts"):
         if config[key] < 1:
             raise InvalidParameter(f"invalid {key}: {config[key]}: at least 1 is needed")
-    registry_settings(config.values)
+    registry_settings(config.values, file=config.file)
     for key in ("bip", "bip6", "fixed-cidr", "fixed-cidr-v6"):
         if config[key]:
             _parsed(key, config[key], ipaddress.ip_interface)

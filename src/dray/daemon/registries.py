@@ -8,13 +8,20 @@ from typing import Any
 
 from dray.base.errors import InvalidParameter
 from dray.registry.proxies import Proxies, from_environment, parse_proxy, redacted
-from dray.registry.settings import RegistrySettings, parse_insecure, parse_mirror
+from dray.registry.settings import CERTIFICATES, RegistrySettings, parse_insecure, parse_mirror
 
+DEFAULT_FILE = "/etc/dray/daemon.json"
 _PROXY_KEYS = ("http-proxy", "https-proxy", "no-proxy")
 
 
-def registry_settings(config: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> RegistrySettings:
-    """Return the settings; InvalidParameter names what makes no sense. `config` is by daemon.json's keys."""
+def registry_settings(
+    config: Mapping[str, Any], environment: Mapping[str, str] = os.environ, *, file: str = DEFAULT_FILE
+) -> RegistrySettings:
+    """Return the settings; InvalidParameter names what makes no sense.
+
+    `config` is by daemon.json's keys, `file` that file's path: certificates are looked for in `certs.d` beside it,
+    then in Docker's.
+    """
     for key in ("registry-mirrors", "insecure-registries"):
         if not all(isinstance(entry, str) for entry in config[key]):
             raise InvalidParameter(f"configuration option {key!r} must be a list of strings")
@@ -24,6 +31,7 @@ def registry_settings(config: Mapping[str, Any], environment: Mapping[str, str] 
         insecure_networks=networks,
         insecure_hosts=hosts,
         proxies=_proxies(config, environment),
+        certificate_folders=(f"{os.path.dirname(os.path.abspath(file))}/certs.d", CERTIFICATES),
         attempts=config["max-download-attempts"],
     )
 

@@ -147,7 +147,7 @@ class House:
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
-        self.registries = RemoteRegistries(registry_settings(config.values))
+        self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
         self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
         self.execs = ExecTable(

@@ -13,7 +13,7 @@ from dray.api import models as api
 from dray.api.filters import Filters, invalid_value
 from dray.base import digest as digests
 from dray.base import reference
-from dray.base.errors import InvalidParameter
+from dray.base.errors import Forbidden, InvalidParameter, Unauthorized
 from dray.oci import image as oci
 from dray.oci.platform import Platform
 from dray.registry.model import ANONYMOUS, Credentials, Registries, Repository
@@ -60,7 +60,10 @@ async def search(
         if not (value.isascii() and value.isdigit()):
             raise invalid_value("stars", filters["stars"])
         stars = max(stars, int(value))
-    found = await asyncio.to_thread(registries.search, term, limit=limit or SEARCH_RESULTS, auth=auth)
+    try:
+        found = await asyncio.to_thread(registries.search, term, limit=limit or SEARCH_RESULTS, auth=auth)
+    except Unauthorized as error:  # a 401 would have clients ask for a login, and wait at a terminal
+        raise Forbidden(error.message) from error
     return [
         one
         for entry in found

@@ -19,7 +19,7 @@ from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import Download, ImportOptions, Progress, ProgressStream, Upload
 from dray.base import reference
-from dray.base.errors import InvalidParameter
+from dray.base.errors import Forbidden, InvalidParameter, Unauthorized
 from dray.engine import remote
 from dray.engine.bodies import read_body, stream_of
 from dray.engine.images import parse_platform
@@ -180,6 +180,9 @@ async def _cancellable(work: Callable[[Report, Cancellation], None]) -> Progress
     threading.Thread(target=run, name="transfer", daemon=True).start()
     try:
         while (message := await reports.get()) is not None:
+            if isinstance(message, Unauthorized):
+                # A 401 of the daemon's own would have clients ask for a login, and wait at a terminal for ever.
+                raise Forbidden(message.message) from message
             if isinstance(message, BaseException):
                 raise message
             yield _progress(message)

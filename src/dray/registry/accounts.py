@@ -88,7 +88,7 @@ def search(settings: RegistrySettings, term: str, *, limit: int, auth: Credentia
 
     found = _at(settings, INDEX_HOST if host == DEFAULT_DOMAIN else host, auth, ask)
     if host != DEFAULT_DOMAIN:
-        found = [{**entry, "name": f"{host}/{entry.get('name', '')}"} for entry in found]
+        found = [{**entry, "name": f"{host}/{entry['name']}"} for entry in found if entry.get("name")]
     return found[:limit]
 
 

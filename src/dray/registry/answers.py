@@ -17,16 +17,18 @@ from typing import Any
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
 from dray.base.reference import Reference
 from dray.registry.challenges import Challenge
+from dray.registry.model import Unreachable
 from dray.registry.proxies import redacted
 
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
 _SHOWN = 1024  # characters of one message that are passed on
 _WORDS = {"UNAUTHORIZED": "authentication required", "DENIED": "requested access to the resource is denied"}
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"})
 _MISSING = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "BLOB_UPLOAD_UNKNOWN"})
 
 
-class Unreachable(Unavailable):
-    """Nothing at this address speaks the protocol, or it cannot be trusted: another try will not help soon."""
+class PlainAnswer(Unreachable):
+    """What listens there speaks, but not TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,17 @@ def _from_challenges(challenges: Sequence[Challenge]) -> list[RegistryError]:
     return []
 
 
-def tls_words(error: ssl.SSLError, host: str) -> str:
-    """Say what is wrong with a registry's certificate, as Go says it, and what to do."""
+def tls_failure(error: ssl.SSLError, host: str, asked: str) -> Unreachable:
+    """Return the error for a handshake that failed, as Go words it, with what to do."""
+    if (error.reason or "").upper() in _NO_TLS:
+        return PlainAnswer(
+            f"{asked}: http: server gave HTTP response to HTTPS client: list {host} in insecure-registries "
+            "if that is meant"
+        )
+    return Unreachable(f"{asked}: {_tls_words(error, host)}")
+
+
+def _tls_words(error: ssl.SSLError, host: str) -> str:
     reason = (error.reason or "").upper()
     if isinstance(error, ssl.SSLCertVerificationError):
         folder = f"/etc/docker/certs.d/{host}"
@@ -147,10 +158,6 @@ def tls_words(error: ssl.SSLError, host: str) -> str:
         if code in (62, 64):
             return f"tls: failed to verify certificate: x509: certificate is not valid for {host}: {words}"
         return f"tls: failed to verify certificate: x509: {words}"
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"):
-        return (
-            f"http: server gave HTTP response to HTTPS client: list {host} in insecure-registries if that is meant"
-        )
     if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason or "BAD_CERTIFICATE" in reason:
         return (
             f"remote error: tls: {reason.replace('_', ' ').lower()}: if the registry wants a client certificate, "

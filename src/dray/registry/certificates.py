@@ -23,8 +23,10 @@ def tls_context(host: str, folders: Sequence[str], *, verify: bool) -> ssl.SSLCo
     folder = _folder(host, folders)
     if folder is None and verify:
         return _default()
-    context = ssl.create_default_context()
-    if not verify:
+    if verify:
+        context = ssl.create_default_context()
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if folder is not None:

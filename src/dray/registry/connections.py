@@ -104,18 +104,21 @@ class _Guarded:
                 self.__dict__["connecting"] = None
 
     def getresponse(self) -> HTTPResponse:
-        """Read the head of an answer within `patience`, or the socket's timeout and a little more if that is longer."""
+        """Read the head of an answer within `patience`, or the request's own if that is longer."""
         sock = self.sock
         if not isinstance(sock, socket.socket):  # TLS inside TLS to a proxy
             sock = self.__dict__["raw_sock"]
         allowed = self.timeout if isinstance(self.timeout, (int, float)) else 0.0
-        with WATCHDOG.watch(sock, max(self.patience, allowed + 10)) as expired:
+        with WATCHDOG.watch(sock, max(self.patience, allowed)) as expired:
             try:
                 response: HTTPResponse = super().getresponse()  # type: ignore[misc]
             except Exception as error:
-                if expired.is_set():
-                    raise TimeoutError("the head of the answer did not end") from error
-                raise
+                if not expired.is_set():
+                    raise
+                raise TimeoutError("the head of the answer did not end") from error
+        if expired.is_set():  # a socket's end looks like the end of the head
+            response.close()
+            raise TimeoutError("the head of the answer did not end")
         response.dray_sock = sock  # type: ignore[attr-defined]
         return response
 

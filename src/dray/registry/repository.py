@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 import msgspec
 
@@ -22,11 +22,12 @@ from dray.base.errors import DrayError, InvalidParameter
 from dray.base.reference import Reference
 from dray.oci import image as oci
 from dray.oci.image import Descriptor
+from dray.registry.answers import PlainAnswer
 from dray.registry.blobs import RemoteBlob
 from dray.registry.model import ANONYMOUS, MANIFEST_LIMIT, Credentials
 from dray.registry.session import Session
 from dray.registry.settings import RegistrySettings
-from dray.registry.transport import Response, Transport, same_host
+from dray.registry.transport import Response, Transport, joined, same_host
 from dray.registry.uploads import RemoteUpload, begin
 
 log = logging.getLogger("dray.registry")
@@ -98,9 +99,10 @@ class RemoteRepository:
     def _chosen_error(failed: list[tuple[Session, DrayError]]) -> DrayError:
         """Return the failure that says most: plain HTTP spoken to a TLS server yields a 400 that explains nothing."""
         last, error = failed[-1]
-        if len(failed) > 1 and not last.endpoint.tls and isinstance(error, InvalidParameter):
-            return failed[-2][1]
-        return error
+        if len(failed) < 2 or last.endpoint.tls or not isinstance(error, InvalidParameter):
+            return error
+        by_tls = failed[-2][1]
+        return error if isinstance(by_tls, PlainAnswer) else by_tls
 
     # -- manifests
 
@@ -308,4 +310,4 @@ def _page(session: Session, url: str) -> tuple[list[str], str | None]:
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise InvalidParameter(f"{response.request}: invalid list of tags")
     match = _NEXT.search(response.header("Link"))
-    return tags, urljoin(url, match[1]) if match else None
+    return tags, joined(url, match[1]) if match else None

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from dray.base.errors import DrayError, Unauthorized, Unavailable
 from dray.base.reference import Reference
-from dray.registry.answers import ERROR_LIMIT, Unreachable, go_request, refusal
+from dray.registry.answers import ERROR_LIMIT, go_request, refusal
 from dray.registry.challenges import parse_challenges
-from dray.registry.model import Credentials
+from dray.registry.model import Credentials, Unreachable
 from dray.registry.settings import Endpoint
 from dray.registry.tokens import Authorizer, Scopes
-from dray.registry.transport import STALL, Response, Transport, same_host
+from dray.registry.transport import Response, Transport, same_host
 
 T = TypeVar("T")
 
@@ -69,14 +69,14 @@ class Session:
         headers: Mapping[str, str] | None = None,
         body: bytes | memoryview | None = None,
         scopes: Scopes | None = None,
-        patience: float = STALL,
+        patience: float | None = None,
     ) -> Response:
         """Ask, authenticating if that is demanded. The answer may be any but a refusal of credentials that could
         have been given."""
         wanted = scopes if scopes is not None else (self.scope,)
         # To another host (an upload's absolute Location) goes no authorization, and none is fetched for it.
         mine = same_host(url, self.endpoint.url)
-        for _ in range(3):
+        for attempt in range(3):
             sent = {"Accept-Encoding": "identity", **(headers or {})}
             header = ""
             if mine:
@@ -88,7 +88,8 @@ class Session:
                 method, url, endpoint=self.endpoint, headers=sent, body=body, patience=patience
             )
             self.answered = True
-            if response.status != 401 or not mine or not same_host(response.url, self.endpoint.url):
+            ours = mine and same_host(response.url, self.endpoint.url)
+            if response.status != 401 or not ours or attempt == 2:
                 return response
             challenges = parse_challenges(response.headers("WWW-Authenticate"))
             try:

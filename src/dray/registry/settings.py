@@ -22,7 +22,7 @@ INDEX_SERVER = "https://index.docker.io/v1/"  # the key of Docker Hub's credenti
 INDEX_HOST = "index.docker.io"  # logins are tried and searches asked here
 HUB_HOST = "registry-1.docker.io"
 HUB_NAMES = frozenset({INDEX_NAME, INDEX_HOST, HUB_HOST})
-CERTIFICATE_FOLDERS = ("/etc/dray/certs.d", "/etc/docker/certs.d")
+CERTIFICATES = "/etc/docker/certs.d"
 LOOPBACK = ("::1/128", "127.0.0.0/8")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -66,7 +66,7 @@ class RegistrySettings:
     )
     insecure_hosts: frozenset[str] = frozenset()
     proxies: Proxies = field(default_factory=Proxies)
-    certificate_folders: tuple[str, ...] = CERTIFICATE_FOLDERS
+    certificate_folders: tuple[str, ...] = (CERTIFICATES,)
     attempts: int = 5  # of an idempotent request that a registry answers with 429 or 5xx, or breaks off
 
     def is_insecure(self, host: str, resolve: Resolver = addresses_of) -> bool:
@@ -148,6 +148,8 @@ def parse_insecure(entries: Sequence[str]) -> tuple[tuple[Network, ...], frozens
             networks.append(network)
             continue
         try:
+            if "/" in text:
+                raise InvalidParameter("a host has no path")
             bare = text if ":" in text or "." in text or text.startswith("[") else f"{text}:443"
             reference.parse(f"{bare}/probe")
         except InvalidParameter:

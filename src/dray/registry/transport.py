@@ -24,9 +24,11 @@ from urllib3.response import BaseHTTPResponse
 
 from dray import __version__
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, Unavailable
-from dray.registry.answers import Unreachable, go_request, tls_words
+from dray.registry.answers import go_request, tls_failure
 from dray.registry.certificates import tls_context
 from dray.registry.connections import WATCHDOG, open_manager, shut
+from dray.registry.model import Unreachable
+from dray.registry.proxies import redacted
 from dray.registry.settings import Endpoint, RegistrySettings
 
 CONNECT = 15.0  # seconds to connect to one address
@@ -152,9 +154,9 @@ class Transport:
         endpoint: Endpoint,
         headers: Mapping[str, str],
         body: bytes | memoryview | None = None,
-        patience: float = STALL,
+        patience: float | None = None,
     ) -> Response:
-        """Ask, and follow redirects. `patience`: seconds without a byte of the answer's head."""
+        """Ask, and follow redirects. `patience`: seconds without a byte of the answer's head, if not STALL."""
         asked = go_request(method, url)
         sent = {"User-Agent": f"dray/{__version__}", **headers}
         if body:
@@ -180,10 +182,8 @@ class Transport:
 
     @staticmethod
     def _redirected(url: str, location: str, *, endpoint: Endpoint) -> str:
-        target = urljoin(url, location)
+        target = joined(url, location)
         parts = urlsplit(target)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidParameter(f"{url}: a redirect to {location[:200]!r} is refused")
         if parts.scheme == "http" and url.startswith("https:"):
             raise Forbidden(
                 f"{url}: a redirect from https to {parts.scheme}://{parts.hostname} is refused: "
@@ -199,7 +199,7 @@ class Transport:
         body: bytes | memoryview | None,
         *,
         verify: bool,
-        patience: float,
+        patience: float | None,
     ) -> BaseHTTPResponse:
         if self.closed.is_set():
             raise Unavailable(f"{go_request(method, url)}: context canceled")
@@ -214,7 +214,7 @@ class Transport:
                 preload_content=False,
                 decode_content=False,
                 retries=False,
-                timeout=Timeout(connect=CONNECT, read=patience),
+                timeout=Timeout(connect=CONNECT, read=STALL if patience is None else patience),
             )
         except http.HTTPError as error:
             raise failure(error, method, url, closed=self.closed.is_set()) from error
@@ -278,6 +278,19 @@ def _sliced(body: bytes | memoryview | None) -> bytes | memoryview | Iterator[me
     return (view[start : start + _PIECE] for start in range(0, len(view), _PIECE))
 
 
+def joined(url: str, location: str) -> str:
+    """Return where a Location, or a link, leads from `url`; InvalidParameter unless it is the web."""
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        parts.port  # noqa: B018 - raises if it is no number
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidParameter(f"{redacted(url)}: a redirect to {location[:200]!r} is refused")
+    return target
+
+
 def same_host(one: str, other: str) -> bool:
     """Tell whether two URLs name the same scheme, host and port."""
     first, second = urlsplit(one), urlsplit(other)
@@ -306,7 +319,7 @@ def failure(error: http.HTTPError, method: str, url: str, *, closed: bool) -> Dr
     if isinstance(error, http.SSLError):
         inner = error.args[0] if error.args else error
         if isinstance(inner, ssl.SSLError):
-            return Unreachable(f"{asked}: {prefix}{tls_words(inner, host)}")
+            return tls_failure(inner, host, asked + (f": {prefix[:-2]}" if prefix else ""))
         return Unreachable(f"{asked}: {prefix}tls: {inner}")
     if isinstance(error, http.NameResolutionError):
         name = getattr(error, "host", "") or host

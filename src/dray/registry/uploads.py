@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode
 
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, Unavailable
 from dray.registry.session import Session
 from dray.registry.tokens import Scopes
-from dray.registry.transport import Response
+from dray.registry.transport import Response, joined
 
 SMALL = 1 << 20  # bytes of a first chunk that is held back, to go with the PUT
 COMMIT = 300.0  # seconds of patience while the registry hashes what it was sent
@@ -47,14 +47,12 @@ def _location(session: Session, url: str, response: Response) -> str:
     location = response.header("Location")
     if not location:
         raise InvalidParameter(f"{response.request}: the registry did not say where to upload to")
-    target = urljoin(url, location)
+    target = joined(url, location)
     if target.startswith("http:") and url.startswith("https:"):
         raise Forbidden(
             f"{response.request}: an upload to plain HTTP is refused: a registry behind a proxy that does TLS must be "
             "told so (X-Forwarded-Proto, or `http.host` in its configuration)"
         )
-    if not target.startswith(("http:", "https:")):
-        raise InvalidParameter(f"{response.request}: the registry wants the upload at {location[:200]!r}")
     return target
 
 
@@ -94,6 +92,7 @@ class RemoteUpload:
         response = self._exchange("PATCH", self._location, headers=headers, body=data)
         if response.status == 416:
             response.start_of_body(_DRAIN)
+            self._follow(response)
             raise Unavailable(f"{response.request}: the registry has another number of bytes than {first}")
         self._session.expect(response, 202, 204, 201)
         response.start_of_body(_DRAIN)
@@ -144,7 +143,7 @@ class RemoteUpload:
         *,
         headers: dict[str, str] | None = None,
         body: bytes | memoryview | None = None,
-        patience: float = 60.0,
+        patience: float | None = None,
     ) -> Response:
         return self._session.exchange(
             method, url, headers=headers, body=body, scopes=self._scopes, patience=patience

@@ -34,7 +34,7 @@ from dray.oci.image import (
     parse_document,
 )
 from dray.oci.platform import Platform
-from dray.registry.model import Repository
+from dray.registry.model import Repository, Unreachable
 from dray.store.content import Lease
 from dray.store.images.model import Image
 from dray.store.images.reading import Found, is_attestation
@@ -127,6 +127,8 @@ class Puller:
             self._cancel.check()
             try:
                 return verb()
+            except Unreachable:
+                raise
             except Unavailable:
                 self._cancel.sleep(delay)
         return verb()
