@@ -143,7 +143,6 @@ class House:
             self.snapshots = Overlay(f"{root}/overlay2", self.metadata)
         self.content = ContentStore(f"{root}/content")
         self.events = Events()
-        self.registries = RemoteRegistries()
         self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)

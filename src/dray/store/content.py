@@ -34,7 +34,7 @@ from typing import BinaryIO
 from dray.base import digest as digests
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.files import remove_tree, sync_directory, write_atomic
-from dray.store.partial import PART, Partial
+from dray.store.partial import PART, Partial, Shelf
 
 _CHUNK = 1 << 20
 STALE = 24 * 3600  # seconds that a broken-off transfer waits to be taken up again
@@ -152,29 +152,6 @@ class Ingest:
         self._finish(remove=not self._keep)
 
 
-class _Shelf:
-    """The content store as one `Partial` sees it."""
-
-    def __init__(self, store: ContentStore, lease: Lease | None) -> None:
-        self._store = store
-        self._lease = lease
-
-    def stage(self, digest: str, data: Path) -> None:
-        self._store._stage(digest, data, self._lease)
-
-    def install(self, digest: str, data: Path) -> None:
-        if not self._store._adopt(digest, self._lease):
-            self._store._install(data, digest)
-
-    def leave(self, folder: Path, *, remove: bool, bookmark: bool = False) -> None:
-        if bookmark:
-            for name in ("data", "parts"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(folder / name)
-            os.utime(folder / "ref")
-        self._store._close_ingest(folder, remove=remove and not bookmark)
-
-
 class ContentStore:
     """Blobs by digest below `root`. Thread-safe; one process at a time."""
 
@@ -290,7 +267,7 @@ class ContentStore:
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             write_atomic(folder / "ref", digest.encode(), durable=False)
-            return Partial(_Shelf(self, lease), folder, digest, size, part_size=part_size)
+            return Partial(Shelf(self, lease), folder, digest, size, part_size=part_size)
         except BaseException:
             self._close_ingest(folder, remove=not (folder / "parts").exists())
             raise
@@ -375,7 +352,7 @@ class ContentStore:
                     count, freed = count + 1, freed + size
         return count, freed
 
-    # --- for Lease and Ingest
+    # --- for Lease, Ingest and Partial
 
     def _protect(self, lease: Lease, digest: str) -> bool:
         with self._lock:

@@ -18,14 +18,18 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from dray.base import digest as digests
 from dray.base.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from dray.store.content import ContentStore, Lease
 
 PART = 32 << 20  # bytes; design note 012 has the measurements
 JOURNAL = 256 << 10
@@ -37,18 +41,31 @@ class WrongDigest(InvalidParameter):
     """The content is not what its digest says."""
 
 
-class Shelf(Protocol):
-    """What a partial blob needs of the content store it belongs to."""
+class Shelf:
+    """The content store as one `Partial` sees it."""
+
+    def __init__(self, store: ContentStore, lease: Lease | None) -> None:
+        self._store = store
+        self._lease = lease
 
     def stage(self, digest: str, data: Path) -> None:
         """Let this process read the checked blob from `data`."""
+        self._store._stage(digest, data, self._lease)
 
     def install(self, digest: str, data: Path) -> None:
         """Give the blob its name, unless there is one of that name."""
+        if not self._store._adopt(digest, self._lease):
+            self._store._install(data, digest)
 
     def leave(self, folder: Path, *, remove: bool, bookmark: bool = False) -> None:
         """End the ingest; what has arrived stays unless `remove`. `bookmark`: let the blob, which nothing may refer
         to yet, stay for a while."""
+        if bookmark:
+            for name in ("data", "parts"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(folder / name)
+            os.utime(folder / "ref")
+        self._store._close_ingest(folder, remove=remove and not bookmark)
 
 
 class Partial:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dray.base import reference
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.base.records import Records
-from dray.oci.image import Descriptor, ImageConfig, Index, Manifest
+from dray.oci.image import Descriptor, ImageConfig
 from dray.oci.platform import Platform
 from dray.store.content import ContentStore, Lease
 from dray.store.images import deletion
@@ -48,7 +48,7 @@ class Images:
         self.on_event = on_event
         self._records = records
         self._names = Names(records)
-        self._reading = Reading(content)
+        self.reading = Reading(content)
         self._cache: dict[tuple[str, str], Image] = {}
         self._cached_generation = -1
         self._lock = threading.Lock()
@@ -88,9 +88,9 @@ class Images:
         return image
 
     def _read(self, target: Descriptor, platform: Platform | None) -> Image:
-        found = self._reading.choose(target, platform)
-        summaries = self._reading.summaries(target, self.snapshots)
-        blobs = {blob.digest: blob.size for blob in self._reading.blobs(target) if self.content.has(blob.digest)}
+        found = self.reading.choose(target, platform)
+        summaries = self.reading.summaries(target, self.snapshots)
+        blobs = {blob.digest: blob.size for blob in self.reading.blobs(target) if self.content.has(blob.digest)}
         chains = {key for item in self._chains(target) for key in item if self.snapshots.exists(key)}
         config = found.config
         return self._named(
@@ -207,47 +207,39 @@ class Images:
 
     def choose(self, target: Descriptor, platform: Platform | None = None) -> Found:
         """Return a target's manifest for a platform (None: the best for this host); NotFound if it has none."""
-        return self._reading.choose(target, platform)
-
-    def found(self, manifest: Descriptor) -> Found:
-        """Read a manifest and its config; NotFound or InvalidParameter if that is not possible."""
-        return self._reading.found(manifest)
+        return self.reading.choose(target, platform)
 
     def target_of(self, name: str) -> Descriptor | None:
         """Return what a canonical name stands for, None if nothing bears it."""
         return self._names.target(name)
 
-    def document(self, descriptor: Descriptor) -> Manifest | Index:
-        """Return a manifest or index that is here; errors as `found`."""
-        return self._reading.document(descriptor)
-
     def founds(self, target: Descriptor) -> Iterator[Found]:
         """Yield every image manifest of a target that can be read."""
-        for descriptor in self._reading.manifests(target):
+        for descriptor in self.reading.manifests(target):
             with contextlib.suppress(DrayError):
-                yield self._reading.found(descriptor)
+                yield self.reading.found(descriptor)
 
     def blobs(self, target: Descriptor) -> Iterator[Descriptor]:
         """Yield every descriptor that a target leads to, itself included, here or not."""
-        return self._reading.blobs(target)
+        return self.reading.blobs(target)
 
     def complete(self, target: Descriptor) -> bool:
         """Tell whether, of every manifest of a target that is here, all other content is here too.
 
         An index may name manifests that are not (an archive of one platform of many).
         """
-        here = (item for item in self._reading.manifests(target) if self.content.has(item.digest))
-        return all(self.content.has(blob.digest) for item in here for blob in self._reading.blobs(item))
+        here = (item for item in self.reading.manifests(target) if self.content.has(item.digest))
+        return all(self.content.has(blob.digest) for item in here for blob in self.reading.blobs(item))
 
     def unpack(self, target: Descriptor, platform: Platform, progress: Progress | None = None) -> None:
         """Unpack a target's layers for `platform`, if it has that platform; to be called inside `hold`."""
         with contextlib.suppress(NotFound):
-            found = self._reading.choose(target, platform)
-            self.snapshots.unpack(self._reading.layer_sources(found), progress)
+            found = self.reading.choose(target, platform)
+            self.snapshots.unpack(self.reading.layer_sources(found), progress)
 
     def unpack_layers(self, found: Found, count: int, progress: Progress | None = None) -> None:
         """Unpack the lowest `count` layers of a manifest, whose blobs must be here; to be called inside `hold`."""
-        self.snapshots.unpack(self._reading.layer_sources(found)[:count], progress)
+        self.snapshots.unpack(self.reading.layer_sources(found)[:count], progress)
         self._changed()
 
     def ensure_unpacked(self, image: Image, progress: Progress | None = None) -> None:
@@ -257,9 +249,9 @@ class Images:
         """
         if image.chain_id is None or self.snapshots.exists(image.chain_id):
             return
-        found = self._reading.found(Descriptor(digest=image.manifest, size=0))
+        found = self.reading.found(Descriptor(digest=image.manifest, size=0))
         with self.hold():
-            self.snapshots.unpack(self._reading.layer_sources(found), progress)
+            self.snapshots.unpack(self.reading.layer_sources(found), progress)
             self._changed()
 
     def _changed(self) -> None:
@@ -272,11 +264,11 @@ class Images:
         wanted = {info.parent for info in self.snapshots.list() if info.parent}
         missing = {key for key in wanted if not self.snapshots.exists(key)}
         for target in self._names.targets().values() if missing else ():
-            for descriptor in self._reading.manifests(target):
+            for descriptor in self.reading.manifests(target):
                 with contextlib.suppress(DrayError):
-                    found = self._reading.found(descriptor)
+                    found = self.reading.found(descriptor)
                     if missing & set(found.chain):
-                        self.snapshots.unpack(self._reading.layer_sources(found))
+                        self.snapshots.unpack(self.reading.layer_sources(found))
         self.collect()
 
     # --- removal
@@ -363,14 +355,14 @@ class Images:
         with self._holding:
             if self._holds == 0:
                 self._collect_layers()
-        self._reading.forget()
+        self.reading.forget()
         self._changed()
         return freed
 
     def _live(self) -> set[str]:
         live: set[str] = set()
         for target in self._names.targets().values():
-            live.update(blob.digest for blob in self._reading.blobs(target))
+            live.update(blob.digest for blob in self.reading.blobs(target))
         for roots in self._roots:
             live |= roots()
         return live

@@ -1,6 +1,6 @@
 """Blobs on their way in, shared by all pulls of the daemon.
 
-One `_Transfer` per digest, whoever and however many want it: a second pull joins the first one's, hears its
+One transfer per digest, whoever and however many want it: a second pull joins the first one's, hears its
 progress, and keeps it alive when the first client goes. It ends when the last one leaves; what has arrived stays
 (`store.partial`) for the next.
 
@@ -15,113 +15,33 @@ A connection that breaks off is tried again, `attempts` times in a row without a
 
 from __future__ import annotations
 
-import errno
 import itertools
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from dray.base.errors import Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
 from dray.oci.image import Descriptor
 from dray.registry.model import BlobStream, Repository
 from dray.store.content import ContentStore, Lease
-from dray.store.partial import PART, Partial, WrongDigest
+from dray.store.partial import PART, WrongDigest
 from dray.store.transfer.cancel import Cancellation
+from dray.store.transfer.tickets import (
+    COMPLETE,
+    FETCHING,
+    VERIFYING,
+    WAITING,
+    Stopped,
+    Ticket,
+    Transfer,
+    Unwritable,
+    Watch,
+    unwritable,
+)
 
-# Hears (status, bytes so far, bytes in all); called from worker threads, must be quick and not raise.
-Watch = Callable[[str, int, int], None]
-
-WAITING, FETCHING, VERIFYING, COMPLETE = "Waiting", "Downloading", "Verifying Checksum", "Download complete"
 _CHUNK = 1 << 20
 _PROGRESS = 1 << 20  # bytes that make up for failed attempts
 _DELAYS = (0.1, 1.0, 2.0, 4.0, 5.0)  # seconds before an attempt is repeated
 _PATIENCE = 0.2  # seconds between two looks at whether a waiting client has gone
-
-
-class Unwritable(Unavailable):
-    """The blob cannot be stored here; trying again at once is of no use."""
-
-
-class _Stopped(Exception):
-    """The transfer was given up, or failed in another thread."""
-
-
-@dataclass(eq=False)
-class _Transfer:
-    """One blob's download. Fields are changed under the lock of `Downloads`; events may be waited for without."""
-
-    number: int
-    descriptor: Descriptor
-    partial: Partial
-    pending: list[int]
-    tickets: list[Ticket] = field(default_factory=list)
-    running: int = 0
-    ranged: bool | None = None  # whether the registry honours ranges; None until it has answered
-    idle: int = 0  # attempts since the last megabyte
-    gained: int = 0  # bytes since `idle` was last set back
-    again: bool = False  # what was here from earlier was wrong: fetched once more from the beginning
-    status: str = WAITING
-    error: BaseException | None = None
-    staged: threading.Event = field(default_factory=threading.Event)  # readable, or failed
-    ended: threading.Event = field(default_factory=threading.Event)  # on disk, or failed; nothing runs any more
-    stop: Cancellation = field(default_factory=Cancellation)
-
-    def tell(self, status: str) -> None:
-        self.status = status
-        for ticket in list(self.tickets):
-            ticket.watch(status, self.partial.received, self.descriptor.size)
-
-    def ready(self) -> int | None:
-        """Return the part to be fetched next, None if another connection cannot help."""
-        if not self.pending or self.stop.cancelled:
-            return None
-        if self.running and self.ranged is not True:
-            return None
-        return self.pending[0]
-
-
-class Ticket:
-    """One pull's share in a download: wait for it, then close it. A context manager."""
-
-    def __init__(self, downloads: Downloads, repository: Repository, lease: Lease, watch: Watch) -> None:
-        self._downloads = downloads
-        self.repository: Repository | None = repository
-        self.lease = lease
-        self.watch = watch
-        self._transfer: _Transfer | None = None  # None: the blob was here already
-
-    def wait(self, cancel: Cancellation) -> None:
-        """Return when the blob is here, checked and readable; raise why it will not come."""
-        if self._transfer is not None:
-            self._wait(self._transfer.staged, self._transfer, cancel)
-
-    def settle(self, cancel: Cancellation) -> None:
-        """Return when the blob is on disk under its name."""
-        if self._transfer is not None:
-            self._wait(self._transfer.ended, self._transfer, cancel)
-
-    def done(self) -> bool:
-        """Tell whether `wait` would return at once."""
-        transfer = self._transfer
-        return transfer is None or (transfer.staged.is_set() and transfer.error is None)
-
-    @staticmethod
-    def _wait(event: threading.Event, transfer: _Transfer, cancel: Cancellation) -> None:
-        while not event.wait(_PATIENCE):
-            cancel.check()
-        if transfer.error is not None:
-            raise transfer.error
-
-    def close(self) -> None:
-        """Leave; a download that nobody else waits for ends."""
-        self._downloads._leave(self)
-
-    def __enter__(self) -> Ticket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Downloads:
@@ -135,7 +55,7 @@ class Downloads:
         self._attempts = attempts
         self._part_size = part_size
         self._lock = threading.Lock()
-        self._transfers: dict[str, _Transfer] = {}
+        self._transfers: dict[str, Transfer] = {}
         self._numbers = itertools.count()
         self._workers = 0
         self._commits = ThreadPoolExecutor(2, "commit")
@@ -147,7 +67,7 @@ class Downloads:
 
         The blob being here already is told as done at once. OSError if it cannot be begun (a full disk).
         """
-        ticket = Ticket(self, repository, lease, watch)
+        ticket = Ticket(self._leave, repository, lease, watch)
         while True:
             with self._lock:
                 if lease.add(descriptor.digest) and descriptor.digest not in self._transfers:
@@ -161,7 +81,7 @@ class Downloads:
                             f"{descriptor.digest} is said to have {descriptor.size} bytes here and "
                             f"{transfer.descriptor.size} bytes elsewhere"
                         )
-                    ticket._transfer = transfer
+                    ticket.transfer = transfer
                     transfer.tickets.append(ticket)
                     watch(transfer.status, transfer.partial.received, descriptor.size)
                     self._staff()
@@ -169,16 +89,16 @@ class Downloads:
             while not transfer.ended.wait(_PATIENCE):  # its threads are just ending
                 cancel.check()
 
-    def _begin(self, descriptor: Descriptor) -> _Transfer:
+    def _begin(self, descriptor: Descriptor) -> Transfer:
         partial = self._content.partial(descriptor.digest, descriptor.size, part_size=self._part_size)
         # An empty blob and one that is wholly here still go through a worker, which checks it.
         parts = partial.missing() or [0]
-        transfer = _Transfer(next(self._numbers), descriptor, partial, parts)
+        transfer = Transfer(next(self._numbers), descriptor, partial, parts)
         self._transfers[descriptor.digest] = transfer
         return transfer
 
     def _leave(self, ticket: Ticket) -> None:
-        transfer = ticket._transfer
+        transfer = ticket.transfer
         with self._lock:
             ticket.repository = None
             if transfer is None or ticket not in transfer.tickets:
@@ -210,7 +130,7 @@ class Downloads:
                 error = failure
             self._after(transfer, part, error)
 
-    def _next(self) -> tuple[_Transfer, int] | None:
+    def _next(self) -> tuple[Transfer, int] | None:
         with self._lock:
             able = [t for t in self._transfers.values() if t.ready() is not None]
             if not able:
@@ -220,7 +140,7 @@ class Downloads:
             transfer.running += 1
             return transfer, transfer.pending.pop(0)
 
-    def _fetch(self, transfer: _Transfer, part: int) -> None:
+    def _fetch(self, transfer: Transfer, part: int) -> None:
         """Receive what is missing of one part; where the registry ignores ranges, of all."""
         partial, descriptor = transfer.partial, transfer.descriptor
         start, end = partial.position(part), partial.bounds(part)[1]
@@ -245,14 +165,14 @@ class Downloads:
                     raise Unavailable(error.message) from error
             raise
 
-    def _source(self, transfer: _Transfer) -> tuple[Ticket, Repository]:
+    def _source(self, transfer: Transfer) -> tuple[Ticket, Repository]:
         with self._lock:
             for ticket in transfer.tickets:
                 if ticket.repository is not None:
                     return ticket, ticket.repository
-        raise _Stopped
+        raise Stopped
 
-    def _learn(self, transfer: _Transfer, stream: BlobStream) -> None:
+    def _learn(self, transfer: Transfer, stream: BlobStream) -> None:
         """Take in what the head of an answer says."""
         size = transfer.descriptor.size
         if stream.size is not None and stream.size != size:
@@ -268,7 +188,7 @@ class Downloads:
         if transfer.status == WAITING:
             transfer.tell(FETCHING)
 
-    def _copy(self, transfer: _Transfer, part: int, stream: BlobStream, at: int, end: int) -> None:
+    def _copy(self, transfer: Transfer, part: int, stream: BlobStream, at: int, end: int) -> None:
         """Write a part from a stream that stands at the blob's offset `at`."""
         partial = transfer.partial
         if at > partial.position(part):
@@ -277,7 +197,7 @@ class Downloads:
             )
         while at < end:
             if transfer.stop.cancelled:
-                raise _Stopped
+                raise Stopped
             data = stream.read(min(_CHUNK, end - at))
             if not data:
                 raise Unavailable(f"{transfer.descriptor.digest} broke off after {at} bytes")
@@ -288,13 +208,13 @@ class Downloads:
             try:
                 partial.write(part, fresh)
             except OSError as error:
-                raise _unwritable(error, transfer) from error
+                raise unwritable(error, transfer) from error
             transfer.gained += len(fresh)
             if transfer.gained >= _PROGRESS:
                 transfer.idle = transfer.gained = 0
             transfer.tell(FETCHING)
 
-    def _copy_all(self, transfer: _Transfer, stream: BlobStream) -> None:
+    def _copy_all(self, transfer: Transfer, stream: BlobStream) -> None:
         """Write every part from one stream from the blob's beginning; what is here already is passed over."""
         with self._lock:
             transfer.ranged = False
@@ -313,7 +233,7 @@ class Downloads:
 
     # --- after a part
 
-    def _after(self, transfer: _Transfer, part: int, error: BaseException | None) -> None:
+    def _after(self, transfer: Transfer, part: int, error: BaseException | None) -> None:
         """Decide what a part's end means for its transfer."""
         delay = None
         if isinstance(error, Unavailable) and not isinstance(error, Unwritable) and not transfer.stop.cancelled:
@@ -327,7 +247,7 @@ class Downloads:
             if delay is not None and not transfer.stop.cancelled:
                 transfer.pending = sorted({*transfer.pending, part})
                 return
-            if error is not None and transfer.error is None and not isinstance(error, _Stopped):
+            if error is not None and transfer.error is None and not isinstance(error, Stopped):
                 transfer.error = error
                 transfer.stop.cancel()
             if transfer.running:
@@ -340,7 +260,7 @@ class Downloads:
             transfer.running += 1  # nobody else ends it while it is checked
         self._check(transfer)
 
-    def _excuse(self, transfer: _Transfer) -> float | None:
+    def _excuse(self, transfer: Transfer) -> float | None:
         """Count a failed attempt; return the seconds to wait before the next, None if there is to be none."""
         with self._lock:
             transfer.idle += 1
@@ -348,7 +268,7 @@ class Downloads:
                 return None
             return _DELAYS[min(transfer.idle, len(_DELAYS)) - 1]
 
-    def _check(self, transfer: _Transfer) -> None:
+    def _check(self, transfer: Transfer) -> None:
         """All bytes are here: are they the right ones?"""
         transfer.tell(VERIFYING)
         try:
@@ -358,7 +278,7 @@ class Downloads:
             return
         except OSError as error:
             with self._lock:
-                transfer.error = _unwritable(error, transfer)
+                transfer.error = unwritable(error, transfer)
                 self._end(transfer, keep=True)
             return
         with self._lock:
@@ -368,7 +288,7 @@ class Downloads:
         transfer.staged.set()
         self._commits.submit(self._commit, transfer)
 
-    def _wrong(self, transfer: _Transfer, error: WrongDigest) -> None:
+    def _wrong(self, transfer: Transfer, error: WrongDigest) -> None:
         """Drop it all. Were it in part an earlier transfer's, that part may be what was wrong: once more, then."""
         with self._lock:
             suspect = bool(transfer.partial.resumed) and not transfer.again
@@ -380,7 +300,7 @@ class Downloads:
                         descriptor.digest, descriptor.size, part_size=self._part_size
                     )
                 except OSError as failure:
-                    transfer.error = _unwritable(failure, transfer)
+                    transfer.error = unwritable(failure, transfer)
                 else:
                     transfer.again = True
                     transfer.pending = transfer.partial.missing() or [0]
@@ -389,19 +309,19 @@ class Downloads:
             transfer.error = transfer.error or error
             self._end(transfer, keep=False)
 
-    def _commit(self, transfer: _Transfer) -> None:
+    def _commit(self, transfer: Transfer) -> None:
         try:
             transfer.partial.commit()
         except OSError as error:
-            transfer.error = _unwritable(error, transfer)
+            transfer.error = unwritable(error, transfer)
         with self._lock:
             self._forget(transfer)
         transfer.ended.set()
 
-    def _end(self, transfer: _Transfer, *, keep: bool) -> None:
+    def _end(self, transfer: Transfer, *, keep: bool) -> None:
         """A transfer has failed or was given up, and no thread works on it. Under the lock."""
         if transfer.error is None:
-            transfer.error = _Stopped()
+            transfer.error = Stopped()
         try:
             if keep:
                 transfer.partial.keep()
@@ -413,16 +333,6 @@ class Downloads:
         transfer.staged.set()
         transfer.ended.set()
 
-    def _forget(self, transfer: _Transfer) -> None:
+    def _forget(self, transfer: Transfer) -> None:
         if self._transfers.get(transfer.descriptor.digest) is transfer:
             del self._transfers[transfer.descriptor.digest]
-
-
-def _unwritable(error: OSError, transfer: _Transfer) -> Unwritable:
-    """Say in a user's words why a blob cannot be stored."""
-    name = transfer.descriptor.digest.partition(":")[2][:12]
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Unwritable(
-            f"no space left on device while storing {name}: free some and pull again, it goes on where it stopped"
-        )
-    return Unwritable(f"cannot store {name}: {error.strerror or error}")

@@ -40,8 +40,9 @@ from dray.store.images.model import Image
 from dray.store.images.reading import Found, is_attestation
 from dray.store.images.service import Images
 from dray.store.transfer.cancel import Cancellation
-from dray.store.transfer.downloads import Downloads, Ticket
+from dray.store.transfer.downloads import Downloads
 from dray.store.transfer.progress import LayerBars, Report
+from dray.store.transfer.tickets import Ticket
 
 LAYER_TYPES = frozenset(
     {
@@ -202,7 +203,7 @@ class Puller:
         for layer in manifest.layers or ():
             _check_layer(layer)
         self._config(manifest.config, lease)
-        found = self._images.found(chosen)
+        found = self._images.reading.found(chosen)
         if chosen.platform is None and platforms.rank(found.platform, self._wanted) is None and self._asked:
             raise NotFound(
                 f"image with reference {name.familiar} was found but does not provide the specified platform "

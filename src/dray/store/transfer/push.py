@@ -159,7 +159,7 @@ class Pusher:
         plan = _Plan(root)
         for item in self._walk(root):
             plan.manifests.append(item)
-            document = self._images.document(item)
+            document = self._images.reading.document(item)
             if isinstance(document, Manifest):
                 for layer in document.layers or ():
                     plan.blobs[layer.digest] = layer
@@ -171,7 +171,7 @@ class Pusher:
         """Yield what is here of a tree of manifests, children first."""
         if not self._images.content.has(item.digest):
             return
-        document = self._images.document(item)
+        document = self._images.reading.document(item)
         if not isinstance(document, Manifest):
             for child in document.manifests or ():
                 yield from self._walk(child)
@@ -282,7 +282,7 @@ class Pusher:
 
     def _put(self, tag: str, item: Descriptor) -> None:
         data = self._images.content.read(item.digest)
-        document = self._images.document(item)
+        document = self._images.reading.document(item)
         media_type = item.media_type or document.media_type
         if not media_type:
             raise InvalidParameter(f"manifest {item.digest} does not say what it is")
