@@ -94,19 +94,21 @@ options edns0 trust-ad
     ],
 )
 def test_resolv_conf(settings: dict[str, object], lines: list[str]) -> None:
-    assert hostfiles.resolv_conf(HOST, **settings).splitlines()[1:] == lines  # type: ignore[arg-type]
+    assert hostfiles.plain(hostfiles.resolving(HOST, **settings)).splitlines()[1:] == lines  # type: ignore[arg-type]
 
 
 def test_resolv_conf_falls_back_on_public_servers() -> None:
-    assert "nameserver 8.8.8.8\nnameserver 8.8.4.4\n" in hostfiles.resolv_conf("nameserver 127.0.0.1\n")
-    assert "2001:4860:4860::8888" in hostfiles.resolv_conf("", ipv6=True)
+    assert "nameserver 8.8.8.8\nnameserver 8.8.4.4\n" in hostfiles.plain(
+        hostfiles.resolving("nameserver 127.0.0.1\n")
+    )
+    assert "2001:4860:4860::8888" in hostfiles.plain(hostfiles.resolving("", ipv6=True))
 
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(InvalidParameter, match="dns\\.example is not an ip address"):
-        hostfiles.resolv_conf("", servers=["dns.example"])
+        hostfiles.resolving("", servers=["dns.example"])
     with pytest.raises(InvalidParameter, match="is not a valid domain"):
-        hostfiles.resolv_conf("", search=["a b\nnameserver 6.6.6.6"])
+        hostfiles.resolving("", search=["a b\nnameserver 6.6.6.6"])
     with pytest.raises(InvalidParameter, match="invalid hostname"):
         hostfiles.check_hostname("-x")
     hostfiles.check_hostname("web-1.example")

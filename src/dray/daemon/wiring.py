@@ -49,6 +49,7 @@ from dray.engine.volumes import VolumeVerbs
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
+from dray.network.dns.service import Service
 from dray.network.model import NetworkConfig
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
@@ -145,8 +146,9 @@ class House:
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
-        self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
+        self.resolver = Service(zygote, config["exec-root"])
+        self.peers = Peers(self.registry, self.layout, settings, self.resolver)
         self.execs = ExecTable(
             self.registry, self.events, self.layout, machine.read(self.limits.version).capabilities
         )
@@ -255,6 +257,7 @@ class House:
             one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
         }
         await self.controller.start(live)
+        await self.peers.adopt()
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
         self._sweep()
@@ -288,6 +291,7 @@ class House:
             await asyncio.gather(*stops, return_exceptions=True)
         await self.supervisor.stop()
         idle = not any(one.state.running for one in self.registry)
+        await self.resolver.stop(end=idle)
         await self.controller.close(wipe=idle)
         if idle:
             cgroups.prune(self.config["cgroup-parent"] or "/dray")
