@@ -6,6 +6,7 @@ them all once the task runs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -85,6 +86,8 @@ class Launcher:
             resolving = self._peers.resolving(record, attachment.endpoints)
             resolver = self._peers.open(record, attachment, resolving)
             undo.callback(self._peers.gone, record.id, attachment.endpoints)
+            if resolver is not None:
+                await asyncio.sleep(0)  # it is asked now, and made while we go on
             self._write_files(record, attachment, linked, resolving)
             laps.lap("files")
             run_dir = self.layout.task(record.id)

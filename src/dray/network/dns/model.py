@@ -2,7 +2,7 @@
 
     hello                       → {"version", "pid", "sandboxes": [ids that have their sockets]}
     reset     Snapshot          everything there is; what is not named in it is given up
-    open      Sandbox + [netns] make the sockets inside the namespace, and answer from then on
+    open      Opening + [netns] make the sockets inside the namespace, and answer from then on
     update    Sandbox           the same sandbox, with other networks
     started   {id, pid}         its first process: while no daemon is there, the sandbox ends with it
     close     {id}              the sandbox ends
@@ -69,6 +69,13 @@ class Members(msgspec.Struct, frozen=True):
 
     come: list[Member] = []
     gone: list[str] = []
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """A sandbox that begins, and the names that come with it."""
+
+    sandbox: Sandbox
+    come: list[Member] = []
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ import msgspec
 from dray.base.errors import InvalidParameter, NotFound
 from dray.linux import libc
 from dray.network.dns.forward import Budget
-from dray.network.dns.model import PROCESS_NAME, SOCKET_NAME, VERSION, Members, Sandbox, Snapshot
+from dray.network.dns.model import PROCESS_NAME, SOCKET_NAME, VERSION, Members, Opening, Sandbox, Snapshot
 from dray.network.dns.namespace import Home
 from dray.network.dns.resolver import Resolver
 from dray.network.dns.zone import Zone
@@ -106,7 +106,9 @@ class Process:
             case "members":
                 self._change(msgspec.convert(params, Members))
             case "open":
-                self._open(msgspec.convert(params, Sandbox), received)
+                opening = msgspec.convert(params, Opening)
+                self._change(Members(come=opening.come))
+                self._open(opening.sandbox, received)
             case "update":
                 sandbox = msgspec.convert(params, Sandbox)
                 self._resolver(sandbox.id).update(sandbox)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from dray.base.errors import DrayError, NotFound, Unavailable
 from dray.network import sandbox as sandboxes
-from dray.network.dns.model import PROCESS_NAME, SOCKET_NAME, VERSION, Member, Members, Sandbox, Snapshot
+from dray.network.dns.model import PROCESS_NAME, SOCKET_NAME, VERSION, Member, Members, Opening, Sandbox, Snapshot
 from dray.shim.client import Client
 from dray.shim.connections import short_path
 from dray.wire import rpc
@@ -157,9 +157,7 @@ class Service:
 
     async def _do_open(self, sandbox: Sandbox, come: list[Member], netns: int) -> None:
         async def work() -> None:
-            client = await self._ensure()
-            await self._request(client, "members", Members(come))
-            await self._call_open(client, sandbox.id, netns)
+            await self._call_open(await self._ensure(), sandbox.id, netns, come)
 
         try:
             await self._attempt(work())
@@ -180,9 +178,9 @@ class Service:
                 await self._call_open(client, sandbox_id, netns)
         await self._request(client, "started", {"id": sandbox_id, "pid": pid})
 
-    async def _call_open(self, client: Client, sandbox_id: str, netns: int) -> None:
+    async def _call_open(self, client: Client, sandbox_id: str, netns: int, come: Sequence[Member] = ()) -> None:
         if sandbox_id in self._sandboxes:  # it may have ended meanwhile
-            await self._request(client, "open", self._sandboxes[sandbox_id], [netns])
+            await self._request(client, "open", Opening(self._sandboxes[sandbox_id], list(come)), [netns])
             self._open.add(sandbox_id)
 
     async def _call(self, method: str, params: Any) -> None:
@@ -194,7 +192,8 @@ class Service:
 
     async def _request(self, client: Client, method: str, params: Any, fds: Sequence[int] = ()) -> Any:
         try:
-            return await asyncio.wait_for(client.call(method, params, fds), _PATIENCE)
+            async with asyncio.timeout(_PATIENCE):
+                return await client.call(method, params, fds)
         except TimeoutError:
             log.error("the resolver's process (pid %d) does not answer: it is replaced", self._process)
             if self._client is client:
