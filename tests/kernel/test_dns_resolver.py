@@ -15,10 +15,10 @@ import dns.flags
 import dns.message
 import dns.rcode
 import pytest
-from dnslab import MEMBERS, RESOLVER, Container, Lab, Upstream, address, alive, closing, sandbox
 from netlab import output, private_host
 
 from dray.network.dns.model import Member, Server
+from support.dnslab import MEMBERS, RESOLVER, Container, Lab, Upstream, address, alive, closing, sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

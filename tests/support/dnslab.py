@@ -13,14 +13,26 @@ from pathlib import Path
 
 import dns.message
 import dns.rrset
-from netlab import entered
 
 from dray.linux import libc
 from dray.network.dns.model import Member, Membership, Sandbox, Server
 from dray.network.dns.service import Service
 from dray.shim.spawn import Zygote
 
+CLONE_NEWNET = 0x40000000
 RESOLVER = ("127.0.0.11", 53)
+
+
+@contextlib.contextmanager
+def entered(netns: int) -> Iterator[None]:
+    """Stand in another network namespace, with this thread alone."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.setns(netns, CLONE_NEWNET)
+        yield
+    finally:
+        libc.setns(home, CLONE_NEWNET)
+        os.close(home)
 
 
 class Container:
