@@ -77,10 +77,10 @@ def test_names_addresses_aliases_and_links(engine: Engine, network: str) -> None
 def test_files_are_dockers(engine: Engine, network: str) -> None:
     run(engine, "web", network, "--dns-search", "corp.example", "--dns-option", "timeout:3")
     lines = engine.ok("exec", "web", "cat", "/etc/resolv.conf").splitlines()
-    assert [line for line in lines if line and not line.startswith("#")] == [
+    assert sorted(line for line in lines if line and not line.startswith("#")) == [
         "nameserver 127.0.0.11",
-        "search corp.example",
         "options timeout:3 ndots:0",
+        "search corp.example",
     ]
     hosts = engine.ok("exec", "web", "cat", "/etc/hosts")
     assert [line.split()[0] for line in hosts.splitlines()][-1] == of(engine, "web", network)
@@ -92,25 +92,31 @@ def test_files_are_dockers(engine: Engine, network: str) -> None:
 def test_changes_while_it_runs(engine: Engine, network: str) -> None:
     run(engine, "web", network)
     run(engine, "late", "bridge")
-    run(engine, "edited", "bridge")
-    engine.ok("exec", "edited", "sh", "-c", "echo nameserver 192.0.2.9 > /etc/resolv.conf")
-    for box in ("late", "edited"):
+    run(engine, "other", "bridge")
+    for box in ("late", "other"):
         engine.ok("network", "connect", "--alias", "found", network, box)
     assert len(lookup(engine, "web", "found")) == 2
     assert lookup(engine, "late", "web") == [
         of(engine, "web", network)
     ]  # its resolv.conf leads to the resolver now
-    assert engine.ok("exec", "edited", "cat", "/etc/resolv.conf") == "nameserver 192.0.2.9"
     assert of(engine, "late", network) in engine.ok("exec", "late", "cat", "/etc/hosts")
     engine.ok("rename", "web", "front")
     assert lookup(engine, "late", "web") == []
     assert lookup(engine, "late", "front") == [of(engine, "front", network)]
     engine.ok("network", "disconnect", network, "late")
     assert len(lookup(engine, "front", "found")) == 1
-    engine.ok("stop", "-t", "0", "edited")
+    engine.ok("stop", "-t", "0", "other")
     until(lambda: lookup(engine, "front", "found") == [], what="the name of a stopped container to go")
-    engine.ok("start", "edited")
+    engine.ok("start", "other")
     assert len(lookup(engine, "front", "found")) == 1
+
+
+@pytest.mark.drayd_only("dockerd before 26 writes over it when it is connected")
+def test_an_edited_file_is_the_containers(engine: Engine, network: str) -> None:
+    run(engine, "box", "bridge")
+    engine.ok("exec", "box", "sh", "-c", "echo nameserver 192.0.2.9 > /etc/resolv.conf")
+    engine.ok("network", "connect", network, "box")
+    assert engine.ok("exec", "box", "cat", "/etc/resolv.conf") == "nameserver 192.0.2.9"
 
 
 def test_networks_do_not_see_each_other(engine: Engine, network: str) -> None:
@@ -137,6 +143,7 @@ def test_other_names_are_forwarded(engine: Engine, network: str, upstream: Upstr
     assert upstream.names == ["www.example.com"]
 
 
+@pytest.mark.drayd_only("dockerd before 26 does ask: it is this CVE")
 def test_an_internal_network_asks_nobody(engine: Engine, upstream: Upstream) -> None:
     """CVE-2024-29018: what is asked in an internal network must not leave it through the host."""
     engine.ok("network", "create", "--internal", "inside")

@@ -116,3 +116,29 @@ def test_bad_settings_are_named() -> None:
 
 def test_a_container_on_the_hosts_network_resolves_its_own_name() -> None:
     assert hostfiles.hosts(hostname="web", host_mode=True).endswith("\n127.0.1.1\tweb\n")
+
+
+def test_the_resolvers_form_of_resolv_conf() -> None:
+    lines = hostfiles.embedded(hostfiles.resolving(HOST)).splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == [
+        "nameserver 127.0.0.11",
+        "search a.example b.example",
+        "options edns0 trust-ad ndots:0",
+    ]
+    # What a container cannot reach is asked from the host's namespace.
+    assert "# ExtServers: [host(127.0.0.53) 192.0.2.53 host(2001:db8::53)]" in lines
+    assert "# Based on host file: '/etc/resolv.conf' (internal resolver)" in lines
+    assert "# Overrides: []" in lines
+
+
+def test_servers_and_options_that_were_asked_for() -> None:
+    found = hostfiles.resolving(HOST, servers=["127.0.0.1", "127.0.0.11", "192.0.2.1"], options=["ndots:2"])
+    # Its own loopback, and never the resolver itself: that would go round in circles.
+    assert found.servers == (("127.0.0.1", False), ("192.0.2.1", False))
+    assert found.ndots
+    text = hostfiles.embedded(found)
+    assert "\noptions ndots:2\n" in text
+    assert "# Overrides: [nameservers options]\n" in text
+    assert not hostfiles.resolving(HOST, options=["ndots:0"]).ndots
+    assert hostfiles.resolving("", ipv6=True).servers[:2] == (("8.8.8.8", False), ("8.8.4.4", False))
+    assert hostfiles.resolving("nameserver fe80::1%eth0\n", ipv6=True).servers == (("fe80::1%eth0", True),)

@@ -23,7 +23,7 @@ from dray.linux import libc
 from dray.network.dns.forward import Budget
 from dray.network.dns.model import PROCESS_NAME, SOCKET_NAME, VERSION, Members, Opening, Sandbox, Snapshot
 from dray.network.dns.namespace import Home
-from dray.network.dns.resolver import Resolver
+from dray.network.dns.resolver import Kept, Resolver
 from dray.network.dns.zone import Zone
 from dray.shim.connections import Connection, Listener
 from dray.shim.loop import Loop
@@ -52,6 +52,7 @@ class Process:
         self._loop = Loop(failed=self._tell)
         self._home = Home()
         self._zone = Zone()
+        self._kept = Kept(self._zone)
         self._budget = Budget()
         self._resolvers: dict[str, Resolver] = {}
         self._connections: set[Connection] = set()
@@ -146,7 +147,9 @@ class Process:
     def _open(self, sandbox: Sandbox, received: rpc.Received) -> None:
         self._close(sandbox.id)
         [netns] = received.take(1)
-        self._resolvers[sandbox.id] = Resolver(self._loop, self._home, self._zone, self._budget, sandbox, netns)
+        self._resolvers[sandbox.id] = Resolver(
+            self._loop, self._home, self._zone, self._kept, self._budget, sandbox, netns
+        )
 
     def _close(self, sandbox_id: str) -> None:
         resolver = self._resolvers.pop(sandbox_id, None)

@@ -19,24 +19,58 @@ from dray.network.dns.namespace import Home
 from dray.network.dns.zone import Zone
 from dray.shim.loop import HANGUP, IN, OUT, Loop, Timer
 
+KEPT = 4096  # answers, of all sandboxes together: about a megabyte
+_KEPT_LENGTH = 128  # bytes of a query whose answer is kept
 CLIENTS = 64  # TCP connections of one sandbox; the one that was silent longest makes room
 _IDLE = 10.0  # seconds after which a silent TCP client is left
 _AT_ONCE = 64  # datagrams that are answered before another sandbox has its turn
 _QUERY_LIMIT = 4096  # a longer datagram is no query
-_KEPT = 256  # answers
 _UNREAD = 1 << 18  # bytes of answers that a TCP client has not read
 _UNANSWERED = 64  # queries of a TCP client that are with other servers
+
+
+class Kept:
+    """Answers that are the same until a name changes, by the bytes of their query. Sandboxes in the same networks,
+    with the same links, share them."""
+
+    def __init__(self, zone: Zone, limit: int = KEPT) -> None:
+        self._zone = zone
+        self._limit = limit
+        self._version = -1
+        self._count = 0
+        self._views: dict[tuple[object, ...], dict[bytes, bytes]] = {}
+
+    def of(self, sandbox: Sandbox) -> dict[bytes, bytes]:
+        """Return a sandbox's answers; ask again when the zone's version has changed."""
+        if self._version != self._zone.version:
+            self._version = self._zone.version
+            self._views.clear()
+            self._count = 0
+        view = tuple((one.network, one.name, tuple(one.links.items())) for one in sandbox.networks)
+        return self._views.setdefault(view, {})
+
+    def keep(self, answers_of: dict[bytes, bytes], query: bytes, answer: bytes) -> None:
+        """Keep one more; when there are too many, begin anew."""
+        if self._count >= self._limit:
+            for view in self._views.values():
+                view.clear()
+            self._count = 0
+        answers_of[query] = answer
+        self._count += 1
 
 
 class Resolver:
     """Owns the namespace's descriptor and every socket inside it."""
 
-    def __init__(self, loop: Loop, home: Home, zone: Zone, budget: Budget, sandbox: Sandbox, netns: int) -> None:
+    def __init__(
+        self, loop: Loop, home: Home, zone: Zone, kept: Kept, budget: Budget, sandbox: Sandbox, netns: int
+    ) -> None:
         """Make the sockets; `netns` is ours from here on, also if that fails (OSError)."""
         self.sandbox = sandbox
         self._loop = loop
         self._zone = zone
         self._netns = netns
+        self._all_kept = kept
         self._kept: dict[bytes, bytes] = {}
         self._kept_of = -1  # the zone's version
         self._clients: dict[_Client, None] = {}  # in the order of their last query
@@ -95,21 +129,25 @@ class Resolver:
 
     def _datagrams(self, _events: int) -> None:
         if self._kept_of != self._zone.version:
-            self._kept.clear()
+            self._kept = self._all_kept.of(self.sandbox)
             self._kept_of = self._zone.version
+        kept, receive, send = self._kept, self._udp.recvfrom, self._udp.sendto
         for _ in range(_AT_ONCE):
             try:
-                data, client = self._udp.recvfrom(_QUERY_LIMIT)
+                data, client = receive(_QUERY_LIMIT)
             except OSError:  # nothing more to read
                 return
-            kept = self._kept.get(data[2:])
-            if kept is not None:
-                self._send(client, data[:2] + kept)
+            known = kept.get(data[2:])
+            if known is not None:
+                try:
+                    send(data[:2] + known, client)
+                except OSError:  # its socket is full or closed: UDP
+                    continue
             elif message.is_query(data):
                 self._resolve(data, partial(self._send, client))
 
     def _send(self, client: tuple[str, int], response: bytes) -> None:
-        with contextlib.suppress(OSError):  # its socket is full or closed: UDP
+        with contextlib.suppress(OSError):
             self._udp.sendto(response, client)
 
     def _resolve(self, data: bytes, reply: Callable[[bytes], None]) -> None:
@@ -123,10 +161,8 @@ class Resolver:
             self._forward(query, data, partial(_fitting, query, reply), tcp=False)
             return
         reply(response)
-        if lasting:
-            if len(self._kept) >= _KEPT:
-                self._kept.clear()
-            self._kept[data[2:]] = response[2:]
+        if lasting and len(data) <= _KEPT_LENGTH:
+            self._all_kept.keep(self._kept, data[2:], response[2:])
 
     def _forward(self, query: message.Query, data: bytes, reply: Callable[[bytes], None], *, tcp: bool) -> None:
         if not self._forwarder.ask(self.sandbox.servers, query, data, reply, tcp=tcp):
