@@ -247,6 +247,17 @@ async def test_it_answers_on_while_the_daemon_is_gone_and_is_found_again(lab: La
     assert container.addresses("new") == ["172.18.0.4"]
 
 
+async def test_both_may_die(lab: Lab, container: Container) -> None:
+    await lab.open(container, sandbox())
+    await lab.quiet()
+    pid = lab.pid
+    lab.crash()
+    os.kill(pid, signal.SIGKILL)
+    await lab.service.adopt({"box": (sandbox(), container.process.pid)}, MEMBERS)
+    assert lab.pid != pid
+    assert container.addresses("web") == ["172.18.0.2"]
+
+
 async def test_what_ended_meanwhile_is_given_up(lab: Lab, container: Container) -> None:
     await lab.open(container, sandbox())
     await lab.quiet()
