@@ -1,6 +1,6 @@
 """DNS messages: reading queries, writing answers (RFC 1035 section 4; EDNS0: RFC 6891).
 
-    header     id, flags, counts of questions, answers, authorities, additionals: six 16-bit numbers
+    header     id, flags, counts of questions, answers, authorities, further records: six 16-bit numbers
     question   name, type, class
     answer     name, type, class, TTL (32 bits), length, data; here the name is always a pointer to the question's
 
@@ -57,7 +57,7 @@ def parse_query(data: bytes) -> Query:
     """Read a query with one question; Malformed otherwise."""
     if len(data) < HEADER:
         raise Malformed("shorter than a header")
-    ident, flags, questions, answers, authorities, additionals = _counts.unpack_from(data)
+    ident, flags, questions, answers, authorities, extras = _counts.unpack_from(data)
     if flags & _QR:
         raise Malformed("an answer, not a question")
     if questions != 1:
@@ -69,7 +69,7 @@ def parse_query(data: bytes) -> Query:
     position += 4
     question = data[HEADER:position]
     edns, version, limit = False, 0, UDP_LIMIT
-    for _ in range(answers + authorities + additionals):
+    for _ in range(answers + authorities + extras):
         start = position
         position = _skip_name(data, position)
         if len(data) < position + 10:
