@@ -50,6 +50,7 @@ from dray.engine.volumes import VolumeVerbs
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
+from dray.network.dns.service import Service
 from dray.network.model import NetworkConfig
 from dray.registry.remote import RemoteRegistries
 from dray.server.backends import Backends
@@ -148,8 +149,9 @@ class House:
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
-        self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
+        self.resolver = Service(zygote, config["exec-root"])
+        self.peers = Peers(self.registry, self.layout, settings, self.resolver)
         self.execs = ExecTable(
             self.registry, self.events, self.layout, machine.read(self.limits.version).capabilities
         )
@@ -266,6 +268,7 @@ class House:
             one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
         }
         await self.controller.start(live)
+        await self.peers.adopt()
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
         self._sweep()
@@ -299,6 +302,7 @@ class House:
             await asyncio.gather(*stops, return_exceptions=True)
         await self.supervisor.stop()
         idle = not any(one.state.running for one in self.registry)
+        await self.resolver.stop(end=idle)
         await self.controller.close(wipe=idle)
         if idle:
             cgroups.prune(self.config["cgroup-parent"] or "/dray")
