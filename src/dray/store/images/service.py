@@ -4,7 +4,9 @@ All methods are synchronous and thread-safe. `resolve` of a known image takes mi
 deletes (`delete`, `collect`, `ensure_unpacked`, `repair`) belongs off the event loop.
 
 Whatever writes blobs and then names (load, pull, import, build) does so inside `hold()`: until it ends, nothing
-that it writes is collected, neither blobs nor layers.
+that it writes is collected, neither blobs nor layers. While such a hold is open no layer is collected at all; one
+that may last long (a pull) names its layers instead, with `keep_layers`, so that pulls which overlap without end do
+not put off the collection for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dray.base import reference
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.base.records import Records
-from dray.oci.image import Descriptor, ImageConfig
+from dray.oci.image import Descriptor, ImageConfig, Index, Manifest
 from dray.oci.platform import Platform
 from dray.store.content import ContentStore, Lease
 from dray.store.images import deletion
@@ -52,6 +54,7 @@ class Images:
         self._lock = threading.Lock()
         self._holding = threading.Lock()
         self._holds = 0
+        self._kept: dict[Lease, frozenset[str]] = {}
         self._roots: list[Callable[[], set[str]]] = []
 
     # --- reading
@@ -206,6 +209,18 @@ class Images:
         """Return a target's manifest for a platform (None: the best for this host); NotFound if it has none."""
         return self._reading.choose(target, platform)
 
+    def found(self, manifest: Descriptor) -> Found:
+        """Read a manifest and its config; NotFound or InvalidParameter if that is not possible."""
+        return self._reading.found(manifest)
+
+    def target_of(self, name: str) -> Descriptor | None:
+        """Return what a canonical name stands for, None if nothing bears it."""
+        return self._names.target(name)
+
+    def document(self, descriptor: Descriptor) -> Manifest | Index:
+        """Return a manifest or index that is here; errors as `found`."""
+        return self._reading.document(descriptor)
+
     def founds(self, target: Descriptor) -> Iterator[Found]:
         """Yield every image manifest of a target that can be read."""
         for descriptor in self._reading.manifests(target):
@@ -229,6 +244,11 @@ class Images:
         with contextlib.suppress(NotFound):
             found = self._reading.choose(target, platform)
             self.snapshots.unpack(self._reading.layer_sources(found), progress)
+
+    def unpack_layers(self, found: Found, count: int, progress: Progress | None = None) -> None:
+        """Unpack the lowest `count` layers of a manifest, whose blobs must be here; to be called inside `hold`."""
+        self.snapshots.unpack(self._reading.layer_sources(found)[:count], progress)
+        self._changed()
 
     def ensure_unpacked(self, image: Image, progress: Progress | None = None) -> None:
         """Unpack the layers of an image that are not unpacked; returns at once if they are.
@@ -312,22 +332,33 @@ class Images:
         self._roots.append(roots)
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[Lease]:
-        """Keep everything that is written inside from being collected; yields the lease for the blobs."""
+    def hold(self, *, named: bool = False) -> Iterator[Lease]:
+        """Keep everything that is written inside from being collected; yields the lease for the blobs.
+
+        named: only those layers are kept that are given to `keep_layers`, before they are unpacked
+        """
         with self._holding:
-            self._holds += 1
-        try:
-            with self.content.lease() as lease:
+            self._holds += not named
+        with self.content.lease() as lease:
+            try:
                 yield lease
-        finally:
-            with self._holding:
-                self._holds -= 1
+            finally:
+                with self._holding:
+                    self._holds -= not named
+                    self._kept.pop(lease, None)
+
+    def keep_layers(self, lease: Lease, chain_ids: Sequence[str]) -> None:
+        """Keep these layers, unpacked or not yet, until the hold that gave `lease` ends."""
+        with self._holding:
+            self._kept[lease] = self._kept.get(lease, frozenset()) | frozenset(chain_ids)
 
     def collect(self) -> int:
         """Remove blobs and layers that nothing refers to; return the bytes of blobs freed.
 
-        Layers stay while a hold is open: they have no name yet. The next collection takes them.
+        Layers stay while a hold is open: they have no name yet. The next collection takes them. What broken-off
+        transfers have left goes when its time is over.
         """
+        self.content.expire()
         _, freed = self.content.collect(self._live)
         with self._holding:
             if self._holds == 0:
@@ -348,6 +379,7 @@ class Images:
         wanted = {
             key for target in self._names.targets().values() for chain in self._chains(target) for key in chain
         }
+        wanted = wanted.union(*self._kept.values())
         infos = self.snapshots.list()
         # A child goes before its parent, so remove from the top until nothing more can go.
         loose = {info.key for info in infos if info.kind == "committed" and info.key not in wanted}
