@@ -3,9 +3,10 @@
     <root>/lock            held (flock) by the one process that uses the root
     <root>/<key>           an object, 0600; folders 0700
     <root>/<folder>/data   an upload, appended to until it is renamed to its key
+    <root>/tmp/            small objects being written; emptied at the start
 
-A small object is written beside, synced and renamed (`base.files`). An upload's bytes are synced before they get their
-name. A folder's entry is synced when it is made. So a crash at any moment leaves an object whole or absent.
+Bytes are synced before they get their name by rename(2). A folder's entry is synced when it is made. So a crash at any
+moment leaves an object whole or absent.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dray.base.errors import Conflict
-from dray.base.files import remove_tree, sync_directory, write_atomic
+from dray.base.files import owned_fd, remove_tree, sync_directory
 from dray.registry.server.storage import Entry, Stat
 
 _T = TypeVar("_T")
-
-_TEMPORARY = ".tmp"  # the end of names that base.files writes beside
 
 
 class FileReader:
@@ -108,6 +108,9 @@ class DiskStorage:
             raise Conflict(
                 f"another registry uses {self.root}: stop it, or choose another folder with --root"
             ) from None
+        self._temporary = self.root / "tmp"
+        remove_tree(self._temporary)
+        self._temporary.mkdir(mode=0o700)
 
     def path(self, key: str) -> Path:
         """Return the file of a key."""
@@ -143,7 +146,18 @@ class DiskStorage:
     def put(self, key: str, data: bytes) -> None:
         """Write or replace a small object."""
         path = self.path(key)
-        self.in_folder(path.parent, lambda: write_atomic(path, data))
+        beside = self._temporary / secrets.token_hex(8)
+        with owned_fd(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)) as fd:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fdatasync(fd)
+                self.in_folder(path.parent, lambda: os.rename(beside, path))
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+        sync_directory(path.parent)
 
     def stat(self, key: str) -> Stat | None:
         """Return size and time of an object."""
@@ -167,7 +181,7 @@ class DiskStorage:
                 found = [Entry(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return
-        yield from (entry for entry in found if not entry.name.endswith(_TEMPORARY) or entry.folder)
+        yield from found
 
     def delete(self, key: str) -> bool:
         """Remove an object, and its folder if that is now empty."""
