@@ -294,7 +294,7 @@ def write_htpasswd(path: Path, users: Mapping[str, str]) -> None:
     """Write a file of users with cheap bcrypt hashes."""
     import bcrypt
 
-    lines = [f"{u}:{bcrypt.hashpw(p.encode(), bcrypt.gensalt(4)).decode()}\n" for u, p in users.items()]
+    lines = [f"{u}:{bcrypt.hashpw(p.encode()[:72], bcrypt.gensalt(4)).decode()}\n" for u, p in users.items()]
     path.write_text("".join(lines))
 
 

@@ -33,7 +33,9 @@ class Peer:
     def __init__(self, registry: DrayRegistry, name: str) -> None:
         self.registry, self.name, self.base = registry, name, f"/v2/{name}"
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         given = {key.replace("_", "-"): value for key, value in headers.items()}
         where = path if path.startswith("/v2/") else f"{self.base}/{path}"
         return self.registry.request(method, where, body, given)
@@ -649,5 +651,5 @@ def test_an_end_by_sigterm_keeps_uploads(make: Make) -> None:
 
 def test_one_registry_per_folder(make: Make) -> None:
     registry = make()
-    with pytest.raises(AssertionError, match="another registry uses .*: stop it, or choose another folder"):
+    with pytest.raises(AssertionError, match=r"another registry uses .*: stop it, or choose another folder"):
         DrayRegistry(registry.folder / "second", options=[f"--root={registry.data}"])

@@ -106,6 +106,7 @@ class Application:
         except (ConnectionError, web.RequestPayloadError):
             raise
         except DrayError as error:
+            log.warning("%s %s: %s", call.request.method, call.request.path, error)
             answer = _refused(Refusal("UNAVAILABLE" if error.status == 503 else "UNKNOWN", message=str(error)))
         except OSError as error:
             log.error("%s %s: %s", call.request.method, call.request.path, error)

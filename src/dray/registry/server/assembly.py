@@ -6,6 +6,7 @@ import contextlib
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dray.base.errors import InvalidParameter
@@ -66,6 +67,9 @@ def tls_of(settings: Settings) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for name in ("tls-cert", "tls-key", "tls-client-ca"):  # ssl's own error names no file
+        if settings[name]:
+            Path(settings[name]).open("rb").close()
     try:
         context.load_cert_chain(settings["tls-cert"], settings["tls-key"])
         if settings["tls-client-ca"]:
@@ -113,4 +117,17 @@ def guard_of(
 
 def proxy_of(settings: Settings, house: House, stack: contextlib.AsyncExitStack) -> Proxy | None:
     """Return the cache's other side, None if this registry is its own."""
-    return None
+    if not settings["proxy"]:
+        return None
+    from dray.registry.model import Credentials
+    from dray.registry.server.proxy import Proxy
+    from dray.registry.server.upstream import Upstream
+
+    password = Path(settings["proxy-password-file"]).read_text().strip() if settings["proxy-password-file"] else ""
+    upstream = Upstream(
+        settings["proxy"],
+        Credentials(username=settings["proxy-username"], password=password),
+        certificates=settings["proxy-certs"],
+    )
+    stack.callback(upstream.close)
+    return Proxy(upstream, house.repositories, house.uploads)

@@ -123,12 +123,23 @@ class Repositories:
         return Found(digest, json.loads(link)["mediaType"], data)
 
     def put_manifest(
-        self, name: str, digest: str, data: bytes, document: Document, *, tags: Iterable[str] = ()
+        self,
+        name: str,
+        digest: str,
+        data: bytes,
+        document: Document,
+        *,
+        tags: Iterable[str] = (),
+        whole: bool = True,
     ) -> None:
-        """Store a manifest under its digest, and tags; refused if what it refers to is not in the repository."""
+        """Store a manifest under its digest, and tags; refused if what it refers to is not in the repository.
+
+        A cache stores a manifest before its parts (`whole` false).
+        """
         parts = {digest, *document.blobs, *document.manifests}
         with self.leases.hold(parts):
-            self._check_references(name, document)
+            if whole:
+                self._check_references(name, document)
             self._write_bytes(digest, data)
             record = documents.encode(document.descriptor)
             with self.lock(name):

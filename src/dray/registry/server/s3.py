@@ -14,7 +14,7 @@ S3 has no lock for us: one server that writes per bucket and prefix (any number 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from dray.base.errors import InvalidParameter, Unavailable
@@ -49,6 +49,13 @@ class _Body:
     def close(self) -> None:
         """Drop the connection if there is more to come."""
         self._stream.close()
+
+
+def _whole(reader: _Body) -> bytes:
+    try:
+        return b"".join(iter(lambda: reader.read(1 << 20), b""))
+    finally:
+        reader.close()
 
 
 @contextlib.contextmanager
@@ -102,10 +109,7 @@ class S3Upload:
                 reader = self._storage.open(self._part(number), offset, min(offset + size, length))
                 if reader is None:
                     raise Unavailable("the S3 store has lost a part of an upload")
-                try:
-                    return b"".join(iter(lambda: reader.read(1 << 20), b""))
-                finally:
-                    reader.close()
+                return _whole(reader)
             position += length
         return bytes(self._tail[start - position : start - position + size])
 
@@ -183,12 +187,7 @@ class S3Storage:
     def get(self, key: str) -> bytes | None:
         """Return a small object."""
         reader = self.open(key)
-        if reader is None:
-            return None
-        try:
-            return b"".join(iter(lambda: reader.read(1 << 20), b""))
-        finally:
-            reader.close()
+        return None if reader is None else _whole(reader)
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace an object; the store does it in one step."""
@@ -212,15 +211,15 @@ class S3Storage:
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield what lies directly below a folder, in pages of a thousand."""
-        base, token = f"{self._prefix}{prefix}/", None
+        base, token = f"{self._prefix}{prefix}/", ""
         while True:
-            more = {"ContinuationToken": token} if token else {}
+            more: dict[str, str] = {"ContinuationToken": token} if token else {}
             answer = self._ask("list_objects_v2", Bucket=self._bucket, Prefix=base, Delimiter="/", **more) or {}
             for folder in answer.get("CommonPrefixes", ()):
                 yield Entry(folder["Prefix"][len(base) : -1], folder=True)
             for entry in answer.get("Contents", ()):
                 yield Entry(entry["Key"][len(base) :], folder=False)
-            token = answer.get("NextContinuationToken")
+            token = answer.get("NextContinuationToken", "")
             if not token:
                 return
 
@@ -244,7 +243,7 @@ class S3Storage:
         """Open or begin an upload."""
         return S3Upload(self, folder)
 
-    def join(self, sources: list[str], key: str) -> None:
+    def join(self, sources: Sequence[str], key: str) -> None:
         """Make one object of several, in the store."""
         begun = self._ask("create_multipart_upload", **self._at(key))
         if begun is None:

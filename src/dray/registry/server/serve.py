@@ -35,9 +35,7 @@ _LAST_REQUESTS = 10.0  # seconds that running requests have after SIGTERM
 CONTROL = "control.sock"
 
 
-async def _listen(
-    settings: Settings, manager: web.Server, context: ssl.SSLContext | None
-) -> list[asyncio.Server]:
+async def _listen(settings: Settings, manager: web.Server, context: ssl.SSLContext | None) -> list[asyncio.Server]:
     loop, scheme = asyncio.get_running_loop(), "https" if context else "http"
     servers: list[asyncio.Server] = []
     for host, port in settings.addresses:

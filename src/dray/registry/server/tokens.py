@@ -219,8 +219,13 @@ class Issuer:
     def _claims(self, user: str, lifetime: float) -> Claims:
         now = time.time()
         return {
-            "iss": self._issuer, "aud": self._service, "sub": user, "jti": secrets.token_hex(8),
-            "iat": int(now), "nbf": int(now), "exp": int(now + lifetime),
+            "iss": self._issuer,
+            "aud": self._service,
+            "sub": user,
+            "jti": secrets.token_hex(8),
+            "iat": int(now),
+            "nbf": int(now),
+            "exp": int(now + lifetime),
         }
 
     async def _by_header(self, header: str) -> str:
