@@ -208,18 +208,18 @@ class Proxy:
 
     async def get_blob(self, call: Call, digest: str) -> web.StreamResponse:
         """Answer with a blob that the repository does not have here yet."""
-        fetch = self._fetches.get(digest)
-        if (
-            fetch is not None
-            or await call.server.run(self.repositories.storage.stat, names.blob(digest)) is not None
-        ):
+        stored = await call.server.run(self.repositories.storage.stat, names.blob(digest))
+        if stored is None and digest not in self._fetches:
+            fetch = self._begin(call.name, digest)
+        else:
             # Here for another repository, or soon: this one gets it if it has it there, too.
             if not await asyncio.to_thread(self._has, call.name, digest):
                 raise Refusal("BLOB_UNKNOWN", {"digest": digest})
-            fetch = self._fetches.get(digest)
-            if fetch is None and await call.server.run(self.repositories.link_blob, call.name, digest):
+            if digest not in self._fetches and await call.server.run(
+                self.repositories.link_blob, call.name, digest
+            ):
                 return await self._send_stored(call, digest)
-        fetch = fetch or self._begin(call.name, digest)
+            fetch = self._fetches.get(digest) or self._begin(call.name, digest)
         while fetch.size is None and not fetch.finished:
             await fetch.wait()
         if fetch.error is not None:

@@ -84,9 +84,9 @@ class Uploads:
     def begin(self, name: str) -> Session:
         """Begin an upload to a repository."""
         session = Session(str(uuid.uuid4()), name)
-        self._storage.put(f"{names.upload(session.identifier)}/repository", name.encode())
         with self._guard:
-            self._sessions[session.identifier] = session
+            self._sessions[session.identifier] = session  # first, so that `expire` knows it
+        self._storage.put(f"{names.upload(session.identifier)}/repository", name.encode())
         return session
 
     def find(self, name: str, identifier: str) -> Session:
