@@ -1,0 +1,77 @@
+"""The official client through dockerd at our registry: login, push, pull, with TLS and passwords and by tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from images import cache
+from support.engines import Dockerd
+from support.registries import Authority, DrayRegistry
+from support.world import World
+
+pytestmark = pytest.mark.skipif(shutil.which("dockerd") is None, reason="dockerd is not installed")
+
+USER, PASSWORD = "alice", "a secret"
+
+
+class NoNetwork(Dockerd):
+    """Debian's engine without a bridge or rules, which it would leave behind."""
+
+    def command(self) -> list[str]:
+        flags = ["--bridge=none", "--iptables=false", "--ip6tables=false"]
+        return ["dockerd", *self.common_flags(), *flags]
+
+
+@pytest.fixture(scope="module")
+def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
+    """An engine that verifies no certificate of loopback, which it takes for insecure."""
+    engine = NoNetwork()
+    engine.start()
+    engine.load(cache.busybox_archive())
+    yield engine
+    engine.destroy()
+
+
+@pytest.mark.parametrize("auth", ["htpasswd", "token"])
+def test_login_push_pull(dockerd: Dockerd, tmp_path: Path, auth: str) -> None:
+    authority = Authority(tmp_path / "ca")
+    options = [f"--auth={auth}"]
+    with DrayRegistry(tmp_path / "registry", tls=authority, htpasswd={USER: PASSWORD}, options=options) as registry:
+        name = f"{registry.address}/team/busybox:v1"
+        dockerd.ok("tag", "busybox", name)
+        assert "denied" in dockerd.fails("push", name) or "no basic auth" in dockerd.fails("push", name)
+        wrong = dockerd.docker("login", "-u", USER, "--password-stdin", registry.address, input="wrong")
+        assert wrong.returncode == 1
+        dockerd.ok("login", "-u", USER, "--password-stdin", registry.address, input=PASSWORD)
+        pushed = dockerd.ok("push", name)
+        identifier = dockerd.inspect("busybox", kind="image")["Id"]
+        dockerd.ok("rmi", name)
+        pulled = dockerd.ok("pull", name)
+        image = dockerd.inspect(name, kind="image")
+        assert image["Id"] == identifier
+        digest = image["RepoDigests"][-1].partition("@")[2]
+        assert digest in pushed
+        assert digest in pulled
+        # A push of layers that are there mounts or skips them.
+        other = f"{registry.address}/team/other:v1"
+        dockerd.ok("tag", name, other)
+        assert "ounted from" in dockerd.ok("push", other) or auth == "token"
+        dockerd.ok("logout", registry.address)
+        dockerd.ok("rmi", name, other)
+        assert dockerd.docker("pull", name).returncode == 1
+
+
+def test_all_tags(dockerd: Dockerd, tmp_path: Path) -> None:
+    with DrayRegistry(tmp_path / "registry") as registry:
+        for tag in ("v1", "v2"):
+            dockerd.ok("tag", "busybox", f"{registry.address}/b:{tag}")
+        dockerd.ok("push", "--all-tags", f"{registry.address}/b")
+        assert json.loads(registry.request("GET", "/v2/b/tags/list")[2])["tags"] == ["v1", "v2"]
+        dockerd.ok("rmi", f"{registry.address}/b:v1", f"{registry.address}/b:v2")
+        dockerd.ok("pull", "--all-tags", f"{registry.address}/b")
+        dockerd.ok("rmi", f"{registry.address}/b:v1", f"{registry.address}/b:v2")
