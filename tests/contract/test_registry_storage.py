@@ -275,3 +275,36 @@ def test_expired_uploads_go(storage: Storage) -> None:
     assert list(storage.list("uploads")) == []
     with pytest.raises(Refusal):
         house.uploads.find("r", session.identifier)
+
+
+def test_a_server_on_a_bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way: chunks, a restart in the middle, the digest, a range, redirects when they are asked for."""
+    import boto3
+
+    from support.registries import DrayRegistry
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    client.create_bucket(Bucket="served")
+    client.close()
+    data = random.Random(7).randbytes(9_000_000)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    options = ["--s3-bucket=served", f"--s3-endpoint={s3_endpoint}"]
+    with DrayRegistry(tmp_path, options=options) as registry:
+        place = registry.request("POST", "/v2/a/blobs/uploads/")[1]["location"]
+        assert registry.request("PATCH", place, data[:8_700_000])[0] == 202
+        registry.kill()
+        registry.start()
+        assert registry.request("GET", place)[1]["range"] == "0-8699999"
+        assert registry.request("PUT", f"{place}?digest={digest}", data[8_700_000:])[0] == 201
+        assert registry.request("GET", f"/v2/a/blobs/{digest}")[2] == data
+        span = registry.request("GET", f"/v2/a/blobs/{digest}", headers={"Range": "bytes=10-19"})
+        assert (span[0], span[2]) == (206, data[10:20])
+        registry.stop()
+        registry.options.append("--s3-redirect")
+        registry.start()
+        status, headers, _ = registry.request("GET", f"/v2/a/blobs/{digest}")
+        assert status == 307
+        assert headers["location"].startswith(s3_endpoint)

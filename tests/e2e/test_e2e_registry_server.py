@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from images import cache
-from support.engines import Dockerd
+from support.engines import Dockerd, Engine
 from support.registries import Authority, DrayRegistry
 from support.world import World
 
@@ -37,11 +37,34 @@ def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     engine.destroy()
 
 
+def test_through_drayd(engine: Engine, tmp_path: Path) -> None:
+    with DrayRegistry(tmp_path / "registry", htpasswd={USER: PASSWORD}) as registry:
+        name = f"{registry.address}/team/busybox:v1"
+        engine.ok("tag", "busybox", name)
+        engine.ok("login", "-u", USER, "--password-stdin", registry.address, input=PASSWORD)
+        engine.ok("push", name)
+        digest = registry_digest(registry)
+        engine.ok("rmi", name)
+        assert digest in engine.ok("pull", name)
+        engine.ok("logout", registry.address)
+        engine.ok("rmi", name)
+
+
+def registry_digest(registry: DrayRegistry) -> str:
+    """The digest of team/busybox:v1, as the registry tells it to whoever has the password."""
+    from base64 import b64encode
+
+    header = {"Authorization": "Basic " + b64encode(f"{USER}:{PASSWORD}".encode()).decode()}
+    return registry.request("HEAD", "/v2/team/busybox/manifests/v1", headers=header)[1]["docker-content-digest"]
+
+
 @pytest.mark.parametrize("auth", ["htpasswd", "token"])
 def test_login_push_pull(dockerd: Dockerd, tmp_path: Path, auth: str) -> None:
     authority = Authority(tmp_path / "ca")
     options = [f"--auth={auth}"]
-    with DrayRegistry(tmp_path / "registry", tls=authority, htpasswd={USER: PASSWORD}, options=options) as registry:
+    with DrayRegistry(
+        tmp_path / "registry", tls=authority, htpasswd={USER: PASSWORD}, options=options
+    ) as registry:
         name = f"{registry.address}/team/busybox:v1"
         dockerd.ok("tag", "busybox", name)
         assert "denied" in dockerd.fails("push", name) or "no basic auth" in dockerd.fails("push", name)
