@@ -95,6 +95,11 @@ class Application:
                 if request.method != "HEAD" and isinstance(answer.body, bytes):
                     call.sent = len(answer.body)
             return answer
+        except (ConnectionError, web.RequestPayloadError):
+            # The client left, or must not take what it got for the whole: nothing more goes out.
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=status)
         finally:
             self._log.write(call, status, began)
 
