@@ -146,6 +146,8 @@ def _system(root: Path) -> None:
     for name in ("root", "tmp", "proc", "sys", "dev", "run", "var/log", "var/tmp", "opt"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "tmp").chmod(0o1777)
+    shutil.rmtree(root / "var/run", ignore_errors=True)
+    (root / "var/run").symlink_to("/run")
     if not (root / "usr/bin/sh").exists():
         (root / "usr/bin/sh").symlink_to("dash")
     (root / "opt/agent.py").write_text(AGENT)

@@ -75,7 +75,7 @@ def test_limits_on_cgroup_v2_hold(guest: Guest) -> None:
     assert shown["memory.max"] == "67108864"
     assert shown["memory.low"] == "33554432"
     assert shown["cpu.max"] == "50000 100000"
-    assert shown["cpu.weight"] == "20"  # 512 shares, as runc converts them
+    assert shown["cpu.weight"] == "59"  # 512 shares, as runc converts them since 1.3.2
     assert shown["pids.max"] == "20"
     assert shown["cpuset.cpus"] == "1"
     limits = guest.ok("docker exec box cat /sys/fs/cgroup/io.max")

@@ -13,6 +13,9 @@ import logging
 import shutil
 import subprocess
 
+from dray.api.models import HostConfig
+from dray.engine.security import SecurityOptions
+
 NAME = "docker-default"
 _LOADED = "/sys/kernel/security/apparmor/profiles"
 _SECONDS = 30
@@ -55,6 +58,11 @@ profile {name} flags=(attach_disconnected,mediate_deleted) {{
 """
 
 log = logging.getLogger(__name__)
+
+
+def chosen(host: HostConfig, options: SecurityOptions) -> str:
+    """Return the profile of a container on a machine with AppArmor."""
+    return options.apparmor or ("unconfined" if host.privileged else NAME)
 
 
 def loaded() -> bool:
