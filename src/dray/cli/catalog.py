@@ -72,6 +72,7 @@ VERBS = (
     Verb("context update", "context", "Change a context"),
     Verb("context use", "context", "Set the current context"),
     Verb("daemon status", "daemon", "Show whether a daemon answers, where, and how to start one"),
+    Verb("daemon unit", "daemon", "Print the daemon's systemd unit"),
     Verb("image build", "build", "Build an image from a Dockerfile", "build"),
     Verb("image history", "images", "Show the steps an image was made in", "history"),
     Verb("image import", "transfer", "Make an image of a filesystem archive", "import"),

@@ -23,7 +23,7 @@ from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
 from dray.daemon.registries import registry_settings, shown_by_info
-from dray.engine import security
+from dray.engine import apparmor, security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
 from dray.engine.containers import Containers
@@ -33,6 +33,7 @@ from dray.engine.events import Events
 from dray.engine.execs import ExecTable, ExecVerbs
 from dray.engine.facts import FactFinder
 from dray.engine.health import HealthChecks
+from dray.engine.host import has_apparmor
 from dray.engine.images import ImageVerbs
 from dray.engine.launch import Launcher
 from dray.engine.layout import Layout
@@ -247,6 +248,7 @@ class House:
             debug=config.log_level == "debug",
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
+            security_options=_security_options(config),
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
             **shown_by_info(self.registries.settings),
         )
@@ -263,6 +265,8 @@ class House:
     async def start(self) -> None:
         """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
         self.registry.load()
+        if has_apparmor():
+            await asyncio.to_thread(apparmor.ensure)
         ended = await self.supervisor.reattach(self.tasks)
         live = {
             one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
@@ -313,6 +317,17 @@ class House:
 def _empty(directory: str) -> None:
     for name in os.listdir(directory):
         remove_tree(f"{directory}/{name}")
+
+
+def _security_options(config: DaemonConfig) -> list[str]:
+    """Return what `info` says of the kernel's confinement, in dockerd's order and form."""
+    found = ["name=apparmor"] if has_apparmor() else []
+    found.append(f"name=seccomp,profile={config['seccomp-profile']}")
+    if os.path.exists("/proc/self/ns/cgroup"):
+        found.append("name=cgroupns")
+    if config["no-new-privileges"]:
+        found.append("name=no-new-privileges")
+    return found
 
 
 def _engine_id(layout: Layout) -> str:

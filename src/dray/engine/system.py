@@ -40,6 +40,7 @@ class Settings:
     debug: bool
     live_restore: bool
     min_api_version: str
+    security_options: list[str] = field(default_factory=list)
     address_pools: list[tuple[str, int]] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
     insecure_networks: list[str] = field(default_factory=list)
@@ -163,7 +164,7 @@ class System:
             default_runtime=settings.default_runtime,
             swarm=api.SwarmInfo(local_node_state="inactive"),
             live_restore_enabled=settings.live_restore,
-            security_options=["name=seccomp,profile=builtin", "name=cgroupns"],
+            security_options=settings.security_options,
             default_address_pools=[api.AddressPool(base=base, size=size) for base, size in settings.address_pools],
             firewall_backend=api.FirewallInfo(driver="nftables"),
             warnings=_warnings(limits),

@@ -187,6 +187,14 @@ def label(program: Program) -> None:
 def _write_label(file: str, value: str, option: str) -> None:
     try:
         privileges.write_proc(f"/proc/self/{file}", value)
+    except FileNotFoundError as error:
+        if option != "apparmorProfile":
+            raise StartError(f"process.{option}: {value!r} cannot be applied on this kernel: {error}") from error
+        name = value.removeprefix("exec ")
+        raise StartError(
+            f"apparmor profile {name!r} is not loaded: load it with apparmor_parser, or choose another with "
+            "--security-opt apparmor=NAME"
+        ) from error
     except OSError as error:
         raise StartError(f"process.{option}: {value!r} cannot be applied on this kernel: {error}") from error
 

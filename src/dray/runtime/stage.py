@@ -50,7 +50,10 @@ class Stage:
         return mounts.clone_tree(self._null)
 
     def empty_directory(self) -> int:
-        """Return a detached clone of an empty, read-only tmpfs."""
+        """Return an empty, read-only tmpfs to be attached at once: the first time itself, later a clone of it.
+
+        Before Linux 6.15 a mount can be cloned only once it is attached.
+        """
         if self._empty < 0:
             context = libc.fsopen("tmpfs")
             try:
@@ -62,6 +65,7 @@ class Stage:
                 self._empty = libc.fsmount(context, attributes | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC)
             finally:
                 os.close(context)
+            return os.dup(self._empty)
         return mounts.clone_tree(self._empty)
 
     def copy_out(self, directory: int) -> int:
