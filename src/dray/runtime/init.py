@@ -115,7 +115,7 @@ def run(order: Order, channel: Channel, job: Job | None = None) -> NoReturn:
         channel = start_channel
         if job.start_container:
             run_hooks(job.start_container, job.state("created", os.getpid()))
-        program.execute(job.program, path)
+        program.execute(job.program, path, preserve_fds=order.request.preserve_fds)
     except BaseException as error:
         channel.send(Failed.of(error, grouped=bool(made)))
     finally:
@@ -153,13 +153,14 @@ def run_stage(order: Order, flags: int, join: Mapping[str, int], channel: Channe
 def _settle(order: Order, channel: Channel) -> None:
     stdio = order.request.stdio
     keep = {channel.socket.fileno(), *order.join.values()}
+    keep |= set(range(3, 3 + order.request.preserve_fds))
     keep |= {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr, order.starts) if fd is not None}
     settle(keep, die_with_parent=order.die_with_parent, name="dray:[init]")
 
 
 def _build(order: Order, job: Job, channel: Channel, made: list[Cgroup]) -> tuple[str, Channel]:
     enter_namespaces(order, channel)
-    _identify(order.request.id, job)
+    _identify(order.request, job)
     program.label(job.program)
 
     def enter_cgroup() -> None:
@@ -215,7 +216,7 @@ def become_namespace_root() -> None:
     os.setgroups([])
 
 
-def _identify(id: str, job: Job) -> None:
+def _identify(request: CreateRequest, job: Job) -> None:
     if job.time_offsets:
         libc.unshare(libc.CLONE_NEWTIME)
         privileges.write_proc("/proc/self/timens_offsets", job.time_offsets)
@@ -228,7 +229,8 @@ def _identify(id: str, job: Job) -> None:
         libc.setdomainname(job.domainname)
     for name, value in job.sysctls.items():
         privileges.write_proc(f"/proc/sys/{name}", value)
-    privileges.new_session_keyring(f"_ses.{id}")
+    if request.new_keyring:
+        privileges.new_session_keyring(f"_ses.{request.id}")
 
 
 def _change_root(root: int, *, pivot: bool) -> None:

@@ -232,6 +232,7 @@ class _Creation:
             created="" if self.directory is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             spec=spec,
             namespaces=sorted(spaces.own),
+            keyring=request.new_keyring,
         )
         channel: Channel | None = self.channel
         if self.directory is not None:

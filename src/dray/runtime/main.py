@@ -105,8 +105,8 @@ def _creation_flags(sub: argparse.ArgumentParser, *, run: bool) -> None:
     sub.add_argument("--console-socket", help="unix socket that receives the terminal's master")
     sub.add_argument("--pid-file", help="file for init's pid")
     sub.add_argument("--no-pivot", action="store_true", help="MS_MOVE instead of pivot_root (ramdisks)")
-    sub.add_argument("--preserve-fds", type=int, default=0, help="refused: only 0, 1 and 2 are passed on")
-    sub.add_argument("--no-new-keyring", action="store_true", help="refused: a container has its own keyring")
+    sub.add_argument("--preserve-fds", type=int, default=0, help="pass on this many descriptors from 3 on")
+    sub.add_argument("--no-new-keyring", action="store_true", help="keep the caller's session keyring")
     if run:
         sub.add_argument("-d", "--detach", action="store_true", help="do not wait for the container")
         sub.add_argument("--keep", action="store_true", help="do not delete the container when it ends")
@@ -128,7 +128,7 @@ def _exec_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--apparmor")
     sub.add_argument("--process-label")
     sub.add_argument("--ignore-paused", action="store_true")
-    sub.add_argument("--preserve-fds", type=int, default=0, help="refused: only 0, 1 and 2 are passed on")
+    sub.add_argument("--preserve-fds", type=int, default=0, help="pass on this many descriptors from 3 on")
 
 
 def _update_flags(sub: argparse.ArgumentParser) -> None:

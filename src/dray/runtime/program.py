@@ -364,12 +364,14 @@ def _why_not_interpreter(path: str, fd: int) -> str | None:
     return None
 
 
-def execute(program: Program, path: str) -> NoReturn:
+def execute(program: Program, path: str, *, preserve_fds: int = 0) -> NoReturn:
     """Install the filter, give up what is left, execve; StartError when that fails."""
     argv, env = list(program.args), dict(program.env)
     os.umask(program.umask)
     processes.reset_signals()
-    processes.close_on_exec()
+    processes.close_on_exec(3 + preserve_fds)
+    for limit in program.limits.rlimits:
+        privileges.lower_rlimit(limit.name, limit.soft, limit.hard)
     if program.filter is not None:
         if not program.no_new_privileges:
             privileges.regain_admin(program.capabilities)
