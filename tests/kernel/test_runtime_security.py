@@ -13,7 +13,7 @@ import pytest
 
 from dray.base.errors import DrayError, StartError
 from dray.linux import cgroups, libc, privileges
-from dray.runtime import init, program
+from dray.runtime import init, lookup
 from dray.runtime.model import Mount
 from kernel.runtime_bundle import CGROUP, Box, docker_spec, make_root, mount_entry, reap
 
@@ -45,7 +45,7 @@ def test_no_process_of_the_container_can_open_the_interpreter(box: Box, monkeypa
     id, _ = box.create(spec)
     box.runtime.start(id)
     seen = box.bundle / "upper/seen"
-    find = program.find
+    find = lookup.find
 
     def slow(name: str, path: str) -> str:  # by now the exec has the very rights of the container's processes
         deadline = time.monotonic() + 10
@@ -53,7 +53,7 @@ def test_no_process_of_the_container_can_open_the_interpreter(box: Box, monkeypa
             time.sleep(0.01)
         return find(name, path)
 
-    monkeypatch.setattr(program, "find", slow)
+    monkeypatch.setattr(lookup, "find", slow)
     box.exec(id, {**spec["process"], "args": ["true"]})
     assert seen.read_text() == "closed\n"
     box.end(id)

@@ -22,12 +22,12 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from dray.linux import cgroups, libc, namespaces, privileges, processes
 from dray.linux.cgroups import Cgroup
-from dray.runtime import console, document, program, rootfs, validate
+from dray.runtime import console, document, notify, program, rootfs, validate
 from dray.runtime.handshake import Channel, Failed, Mapped, Prepared, Proceed, Ready, Staged, Start
 from dray.runtime.hooks import Hook, hooks_of, run_hooks
 from dray.runtime.model import CreateRequest, Stdio
@@ -46,6 +46,7 @@ class Order:
     user_namespace: "" none, "new", "joined"
     join: name → descriptor of namespaces that init itself enters (mount last)
     starts: where Start comes from: the handshake's channel, or a listening socket that outlives the parent
+    trees: index in `mounts` → detached tree of an id-mapped mount
     """
 
     request: CreateRequest
@@ -58,6 +59,7 @@ class Order:
     die_with_parent: bool
     pivot: bool
     starts: int | None
+    trees: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,14 @@ def plan(order: Order) -> Job:
     validate.check(spec, order.own)
     bundle = str(request.bundle)
     return Job(
-        program=program.program_of(spec.get("process") or {}, profile, request.console_size),
+        program=program.program_of(
+            spec.get("process") or {}, profile, request.console_size, linux.get("memoryPolicy")
+        ),
         plan=rootfs.plan(
-            spec, os.path.normpath(os.path.join(bundle, spec["root"].get("path") or "")), request.rootfs
+            spec,
+            os.path.normpath(os.path.join(bundle, spec["root"].get("path") or "")),
+            request.rootfs,
+            order.trees,
         ),
         cgroups_path=linux.get("cgroupsPath") or "",
         resources=linux.get("resources"),
@@ -115,7 +122,12 @@ def run(order: Order, channel: Channel, job: Job | None = None) -> NoReturn:
         channel = start_channel
         if job.start_container:
             run_hooks(job.start_container, job.state("created", os.getpid()))
-        program.execute(job.program, path, preserve_fds=order.request.preserve_fds)
+        program.execute(
+            job.program,
+            path,
+            preserve_fds=order.request.preserve_fds,
+            listening=notify.teller(channel, job.program.listener),
+        )
     except BaseException as error:
         channel.send(Failed.of(error, grouped=bool(made)))
     finally:
@@ -152,7 +164,7 @@ def run_stage(order: Order, flags: int, join: Mapping[str, int], channel: Channe
 
 def _settle(order: Order, channel: Channel) -> None:
     stdio = order.request.stdio
-    keep = {channel.socket.fileno(), *order.join.values()}
+    keep = {channel.socket.fileno(), *order.join.values(), *order.trees.values()}
     keep |= set(range(3, 3 + order.request.preserve_fds))
     keep |= {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr, order.starts) if fd is not None}
     settle(keep, die_with_parent=order.die_with_parent, name="dray:[init]")

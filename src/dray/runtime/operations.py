@@ -146,16 +146,18 @@ def _refuse_link(stage: Stage, target: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BindMount:
-    """Show a file or directory of the host within the root."""
+    """Show a file or directory of the host within the root; `tree` is its clone when that was made before (`idmaps`)."""
 
     source: str
     target: str
     options: mounts.Options
     recursive: bool
+    tree: int = -1
 
     def describe(self) -> str:
         """Return the step as a line for people."""
-        return f"{'rbind' if self.recursive else 'bind'} {self.source} on {self.target}"
+        mapped = " with mapped ids" if self.tree >= 0 else ""
+        return f"{'rbind' if self.recursive else 'bind'} {self.source} on {self.target}{mapped}"
 
     def execute(self, stage: Stage) -> None:
         """Clone the source, set the clone's attributes while it is detached, attach it."""
@@ -166,7 +168,7 @@ class BindMount:
             raise OSError(error.errno, reason, error.filename) from error
 
     def _attach(self, stage: Stage) -> None:
-        tree = mounts.clone_tree(self.source, recursive=self.recursive)
+        tree = self.tree if self.tree >= 0 else mounts.clone_tree(self.source, recursive=self.recursive)
         try:
             mounts.set_tree(tree, self.options)
             directory = stat.S_ISDIR(os.fstat(tree).st_mode)

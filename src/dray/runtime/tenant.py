@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from dray.base.errors import Conflict, Internal
 from dray.linux import libc, namespaces, privileges
-from dray.runtime import console, init, program
+from dray.runtime import console, init, notify, program, scheduling
 from dray.runtime.handshake import Channel, Failed, Ready, Staged, Start
 from dray.runtime.model import ExecRequest, Started
 from dray.runtime.state import Container
@@ -49,7 +49,7 @@ def run(container: Container, request: ExecRequest, *, die_with_parent: bool) ->
             except OSError as error:
                 raise Internal(f"exec: {error}") from error
             ours.send(Start())
-            ours.receive()  # the end of file: execve succeeded
+            notify.serve(ours, pid, pidfd, container.oci_state)  # the end of file: execve succeeded
             failed.pop_all()
         return Started(pid, fds[0] if fds else None)
 
@@ -106,9 +106,16 @@ def _stage(
         keep = {channel.socket.fileno(), container.pidfd, stdio.stdin, stdio.stdout, stdio.stderr} - {-1}
         keep |= set(range(3, 3 + request.preserve_fds))
         init.settle(keep, die_with_parent=die_with_parent, name="dray:[exec]")
-        wanted = program.program_of(request.process, request.seccomp, request.console_size)
+        wanted = program.program_of(
+            request.process,
+            request.seccomp,
+            request.console_size,
+            (container.saved.spec.get("linux") or {}).get("memoryPolicy"),
+        )
+        scheduling.run_on(wanted.scheduling.initial, "initial")
         if container.cgroup.clone_fd() is None:
             container.cgroup.add(0)
+        scheduling.run_on(wanted.scheduling.final, "final")
         program.label(wanted)
         if flags:
             libc.setns(container.pidfd, flags)
@@ -144,7 +151,8 @@ def _child(
             terminal = console.open_pty(root, wanted.console_size)
         path = init.finish(wanted, request.stdio, terminal, channel, die_with_parent)
         channel.expect(Start)
-        program.execute(wanted, path, preserve_fds=request.preserve_fds)
+        listening = notify.teller(channel, wanted.listener)
+        program.execute(wanted, path, preserve_fds=request.preserve_fds, listening=listening)
     except BaseException as error:
         channel.send(Failed.of(error))
     finally:
