@@ -146,7 +146,7 @@ def parse_options(words: Iterable[str]) -> Options:
 def option_words() -> list[str]:
     """Return every option word that is understood here rather than by a file system."""
     recursive = [f"r{word}" for word in _FLAGS if word not in ("defaults", "bind", "rbind", "remount")]
-    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup"})
+    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup", "idmap", "ridmap"})
 
 
 def fd_path(fd: int) -> str:

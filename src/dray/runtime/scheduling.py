@@ -45,13 +45,13 @@ _SCHEDULER_FLAGS = {
     )
 }
 _SCHED_ATTR = struct.Struct("=IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period
-_MEMORY_MODES = {
+MEMORY_MODES = {
     f"MPOL_{name}": number
     for number, name in enumerate(
         ("DEFAULT", "PREFERRED", "BIND", "INTERLEAVE", "LOCAL", "PREFERRED_MANY", "WEIGHTED_INTERLEAVE")
     )
 }
-_MEMORY_FLAGS = {
+MEMORY_FLAGS = {
     "MPOL_F_STATIC_NODES": 1 << 15,
     "MPOL_F_RELATIVE_NODES": 1 << 14,
     "MPOL_F_NUMA_BALANCING": 1 << 13,
@@ -126,13 +126,13 @@ def _scheduler(wanted: Mapping[str, Any]) -> bytes:
 
 
 def _memory_policy(wanted: Mapping[str, Any]) -> tuple[int, frozenset[int]]:
-    mode = _MEMORY_MODES.get(wanted.get("mode") or "")
+    mode = MEMORY_MODES.get(wanted.get("mode") or "")
     if mode is None:
-        raise InvalidParameter(f"linux.memoryPolicy: mode must be one of {', '.join(_MEMORY_MODES)}")
+        raise InvalidParameter(f"linux.memoryPolicy: mode must be one of {', '.join(MEMORY_MODES)}")
     for name in wanted.get("flags") or ():
-        if name not in _MEMORY_FLAGS:
+        if name not in MEMORY_FLAGS:
             raise InvalidParameter(f"linux.memoryPolicy: unknown flag {name!r}")
-        mode |= _MEMORY_FLAGS[name]
+        mode |= MEMORY_FLAGS[name]
     return mode, number_set(wanted.get("nodes") or "", "linux.memoryPolicy.nodes")
 
 

@@ -22,7 +22,7 @@ from dray.base.files import remove_tree, write_atomic
 from dray.linux import cgroups, libc, processes
 from dray.runtime.handshake import Channel
 
-OCI_VERSION = "1.2.0"
+OCI_VERSION = "1.3.0"
 
 
 class Saved(msgspec.Struct):

@@ -71,6 +71,11 @@ def namespaces_of(spec: Mapping[str, Any], descriptors: Mapping[str, int]) -> Na
 def check(spec: Mapping[str, Any], own: frozenset[str]) -> None:
     """Refuse what cannot be obeyed."""
     linux = spec.get("linux") or {}
+    version = str(spec.get("ociVersion") or "1")
+    if version.split(".", maxsplit=1)[0] != "1":
+        raise Unsupported(
+            f"ociVersion: {version!r} is not a version of the specification that this runtime knows, 1.x"
+        )
     if not spec.get("root"):
         raise InvalidParameter("root is missing")
     if "mount" not in own:

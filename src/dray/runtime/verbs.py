@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from dray.base import units
-from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.files import write_atomic
 from dray.linux import processes
-from dray.runtime import foreground, rootfs, state, template
+from dray.runtime import events, foreground, rootfs, state, template
 from dray.runtime.lifecycle import BuiltinRuntime
 from dray.runtime.model import CreateRequest, ExecRequest, Started, Stdio
 
@@ -266,6 +266,10 @@ def resources_of(options: argparse.Namespace) -> dict[str, Any]:
         ("cpu_share", "cpu", "shares"),
         ("cpuset_cpus", "cpu", "cpus"),
         ("cpuset_mems", "cpu", "mems"),
+        ("cpu_burst", "cpu", "burst"),
+        ("cpu_idle", "cpu", "idle"),
+        ("cpu_rt_period", "cpu", "realtimePeriod"),
+        ("cpu_rt_runtime", "cpu", "realtimeRuntime"),
         ("memory", "memory", "limit"),
         ("memory_reservation", "memory", "reservation"),
         ("memory_swap", "memory", "swap"),
@@ -280,6 +284,52 @@ def resources_of(options: argparse.Namespace) -> dict[str, Any]:
     if not resources:
         raise InvalidParameter("update: name a limit, or --resources")
     return resources
+
+
+def do_events(options: argparse.Namespace) -> int:
+    """Print events until the container ends, or its numbers once."""
+    if options.interval <= 0:
+        raise InvalidParameter("--interval must be greater than 0")
+    container = state.load(options.root, options.id)
+    try:
+        container.require_alive()
+        if options.stats:
+            events.show(container)
+        else:
+            events.watch(container, options.interval)
+    finally:
+        container.close()
+    return 0
+
+
+def do_checkpoint(options: argparse.Namespace) -> int:
+    """Refuse: see `_criu`."""
+    container = state.load(options.root, options.id)
+    container.close()
+    raise _criu("checkpoint")
+
+
+def do_restore(_options: argparse.Namespace) -> int:
+    """Refuse: see `_criu`."""
+    raise _criu("restore")
+
+
+def _criu(verb: str) -> Unsupported:
+    """Return why a container's processes cannot be written down: in the words of criu, where there is one."""
+    said = "there is no criu in PATH"
+    with contextlib.suppress(FileNotFoundError):
+        read, write = os.pipe()
+        actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
+        try:
+            pid = os.posix_spawnp("criu", ["criu", "check"], os.environ, file_actions=actions)
+        finally:
+            os.close(write)
+            output = open(read, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
+        with output:
+            lines = output.read().split("\n")
+        code = processes.reap(pid)
+        said = "this runtime does not drive criu" if code == 0 else f"criu check says: {lines[0].strip()}"
+    return Unsupported(f"{verb} is not supported: {said}")
 
 
 def do_list(options: argparse.Namespace) -> int:
