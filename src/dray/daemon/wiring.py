@@ -50,6 +50,7 @@ from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
+from dray.runtime import tinyinit
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
@@ -117,7 +118,7 @@ def defaults(config: DaemonConfig) -> Defaults:
         dns_options=config["dns-opts"],
         network="none" if config["bridge"] == "none" else "bridge",
         init=config["init"],
-        init_path=config["init-path"] or shutil.which("docker-init") or shutil.which("tini") or "",
+        init_path=config["init-path"] or tinyinit.install(f"{config['data-root']}/docker-init"),
         host_gateways=gateways,
         resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
     )
