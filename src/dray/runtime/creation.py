@@ -52,6 +52,7 @@ class Creation:
         self.linux: dict[str, Any] = self.spec.get("linux") or {}
         self.directory: Path | None = None
         self.pid = self.pidfd = -1
+        self.joins_pids = False
         self.ready = False
 
     def run(self) -> tuple[Container, int | None]:
@@ -148,6 +149,10 @@ class Creation:
         mount = {kind: fd for kind, fd in fds.items() if kind == "mount"}
         staged = "user" in fds
         # With a new user namespace the others are joined here: inside, this process has no rights over them.
+        # Without one, another container's pid namespace is joined last, by init itself (see `init.Order`).
+        late = fds.pop("pid", -1) if not order.user_namespace else -1
+        self.joins_pids = late >= 0
+        order = replace(order, pid_namespace=late)
         outside = {
             kind: fd
             for kind, fd in fds.items()
@@ -235,9 +240,21 @@ class Creation:
             bundle = str(self.request.bundle)
             run_hooks(self.hooks, state.state_object(self.request.id, "creating", self.pid, bundle, self.spec))
             self.channel.send(Proceed())
+        if self.joins_pids:
+            self._follow()
         fds = self.channel.expect(expected)
         self.ready = True
         return fds[0] if fds else None
+
+    def _follow(self) -> None:
+        """Go on with the process that init became when it joined a pid namespace."""
+        message, _ = self.channel.receive()
+        if not isinstance(message, Staged):
+            raise Internal(f"the container's init ended before it joined its pid namespace: {message}")
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.pid, self.pidfd = message.pid, -1
+        self.pidfd = libc.pidfd_open(self.pid)
 
     def _kill(self) -> None:
         """Undo the fork: kill and reap."""

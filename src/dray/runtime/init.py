@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from dray.linux import cgroups, libc, namespaces, privileges, processes
+from dray.linux import cgroups, libc, mounts, namespaces, privileges, processes
 from dray.linux.cgroups import Cgroup
 from dray.runtime import console, document, notify, program, rootfs, validate
 from dray.runtime.handshake import Channel, Failed, Mapped, Prepared, Proceed, Ready, Staged, Start
@@ -47,6 +47,7 @@ class Order:
     join: name → descriptor of namespaces that init itself enters (mount last)
     starts: where Start comes from: the handshake's channel, or a listening socket that outlives the parent
     trees: index in `mounts` → detached tree of an id-mapped mount
+    pid_namespace: another container's, which init joins once it has the root; -1: none, or in a user namespace
     """
 
     request: CreateRequest
@@ -60,6 +61,7 @@ class Order:
     pivot: bool
     starts: int | None
     trees: Mapping[int, int] = field(default_factory=dict)
+    pid_namespace: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ def _settle(order: Order, channel: Channel) -> None:
     stdio = order.request.stdio
     keep = {channel.socket.fileno(), *order.join.values(), *order.trees.values()}
     keep |= set(range(3, 3 + order.request.preserve_fds))
+    keep |= {order.pid_namespace} - {-1}
     keep |= {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr, order.starts) if fd is not None}
     settle(keep, die_with_parent=order.die_with_parent, name="dray:[init]")
 
@@ -180,7 +183,9 @@ def _build(order: Order, job: Job, channel: Channel, made: list[Cgroup]) -> tupl
             made.append(cgroups.create(job.cgroups_path, order.request.id, job.resources))
             made[0].add(0)
 
-    stage = Stage(cgroup_paths=hierarchies(order.cgroup.paths), enter_cgroup=enter_cgroup)
+    stage = Stage(
+        cgroup_paths=hierarchies(order.cgroup.paths), enter_cgroup=enter_cgroup, pid_namespace=order.pid_namespace
+    )
     for operation in job.plan.prepare:
         operation.execute(stage)
     if order.wants_hooks:
@@ -192,13 +197,34 @@ def _build(order: Order, job: Job, channel: Channel, made: list[Cgroup]) -> tupl
     if job.program.terminal:
         terminal = console.open_pty(stage.root, job.program.console_size)
         console.bind_console(stage.root, terminal[1])
-    _change_root(stage.root, pivot=order.pivot)
+    mounts.change_root(stage.root, pivot=order.pivot)
     for operation in job.plan.finish:
         operation.execute(stage)
     if job.personality is not None:
         libc.personality(job.personality)
+    if order.pid_namespace >= 0:
+        _enter_pids(order, channel)
     path = finish(job.program, order.request.stdio, terminal, channel, order.die_with_parent)
     return path, _start_channel(order, channel)
+
+
+def _enter_pids(order: Order, channel: Channel) -> None:
+    """Go on as a child in the pid namespace that is joined; this process tells of it and ends.
+
+    Only now: its processes could look at the host's tree through one whose root that is.
+    """
+    libc.setns(order.pid_namespace, libc.CLONE_NEWPID)
+    announced, announcing = os.pipe2(os.O_CLOEXEC)
+    pid, _ = libc.clone3(libc.CLONE_PARENT)
+    if pid:
+        channel.send(Staged(pid))
+        os._exit(0)
+    os.close(announcing)
+    os.read(announced, 1)  # the end of file: who we are has been said
+    os.close(announced)
+    os.setsid()
+    if order.die_with_parent:
+        libc.prctl(libc.PR_SET_PDEATHSIG, 9)
 
 
 def settle(keep: set[int], *, die_with_parent: bool, name: str) -> None:
@@ -243,24 +269,6 @@ def _identify(request: CreateRequest, job: Job) -> None:
         privileges.write_proc(f"/proc/sys/{name}", value)
     if request.new_keyring:
         privileges.new_session_keyring(f"_ses.{request.id}")
-
-
-def _change_root(root: int, *, pivot: bool) -> None:
-    """Make the root's mount the root of this mount namespace and let go of the host's tree (pivot_root(2))."""
-    if not pivot:
-        os.fchdir(root)
-        libc.mount(".", "/", "", libc.MS_MOVE)
-        os.chroot(".")
-        os.chdir("/")
-        return
-    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fchdir(root)
-    libc.pivot_root(".", ".")
-    os.fchdir(old)
-    libc.mount("", ".", "", libc.MS_SLAVE | libc.MS_REC)  # the detach must not propagate to the host
-    libc.umount2(".", libc.MNT_DETACH)
-    os.close(old)
-    os.chdir("/")
 
 
 def finish(

@@ -113,7 +113,7 @@ class MountFilesystem:
         try:
             content = stage.copy_out(fd) if self.options.copy_up else None
             try:
-                mounts.mount_filesystem(self.type, self.source, mounts.fd_path(fd), self.options)
+                self._mount(stage, fd)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, self.target) from error
             if self.options.propagation:
@@ -122,6 +122,18 @@ class MountFilesystem:
                 stage.copy_in(content, self.target)
         finally:
             os.close(fd)
+
+    def _mount(self, stage: Stage, target: int) -> None:
+        if self.type != "proc" or stage.pid_namespace < 0:
+            mounts.mount_filesystem(self.type, self.source, mounts.fd_path(target), self.options)
+            return
+        from dray.linux import procfs  # only a container in another's pid namespace
+
+        tree = procfs.mount_of(stage.pid_namespace, self.options)
+        try:
+            mounts.attach(tree, target)
+        finally:
+            os.close(tree)
 
     def _propagate(self, stage: Stage) -> None:
         mounted = mounts.open_in_root(stage.root, self.target)  # the older descriptor is what is hidden below
