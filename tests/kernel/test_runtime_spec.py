@@ -361,3 +361,52 @@ def test_unknown_kinds_of_namespace_and_hook_paths(box: Box) -> None:
     spec["hooks"] = {"prestart": [{"path": "relative"}]}
     with pytest.raises(DrayError, match=r"hooks\.prestart"):
         box.run(spec)
+
+
+# --- what a person is told ------------------------------------------------------------------------------------
+
+
+def test_mounts_that_cannot_be_are_explained(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    for source, target, words in (
+        ("file", "/etc", "the source is a file and the target is a directory"),
+        ("directory", "/etc/passwd", "the source is a directory and the target is a file"),
+        ("missing", "/etc", "No such file or directory"),
+    ):
+        spec = docker_spec("true")
+        spec["mounts"].append(mount_entry(target, "bind", str(tmp_path / source), "rbind"))
+        with pytest.raises(DrayError, match=words) as caught:
+            box.run(spec)
+        assert "Errno" not in str(caught.value)
+        assert f"rootfs at '{target}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_proc_of_the_image_that_is_no_directory_is_explained(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "bundle").mkdir()
+    box = Box(make_root(tmp_path / "image"), tmp_path / "bundle")
+    (box.lower / "proc").rmdir()
+    if kind == "link":
+        (box.lower / "proc").symlink_to("/etc")
+    else:
+        (box.lower / "proc").touch()
+    with pytest.raises(DrayError, match=f"/proc of the image is a {kind}"):
+        box.run(docker_spec("true"))
+    box.close()
+    cgroups.prune(CGROUP)
+
+
+@pytest.mark.parametrize("where", ["args", "env"])
+def test_too_long_an_argument(box: Box, where: str) -> None:
+    spec = docker_spec("sleep", "100")
+    process = {**spec["process"], "args": ["/bin/true"]}
+    process[where] = [*process[where], "X=" + "x" * 140_000]
+    id, _ = box.create(spec)
+    box.runtime.start(id)
+    with pytest.raises(StartError, match='exec: "/bin/true": argument list too long') as caught:
+        box.exec(id, process)
+    assert caught.value.exit_code == 126
+    box.end(id)
+    with pytest.raises(StartError, match="argument list too long"):
+        box.run({**spec, "process": process})

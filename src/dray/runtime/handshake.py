@@ -78,12 +78,19 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
             return cls(error.message, error.status, error.exit_code, grouped)
         if isinstance(error, DrayError):
             return cls(error.message, error.status, grouped=grouped)
-        text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        text = _said(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         return cls(text, grouped=grouped)
 
     def error(self) -> DrayError:
         """Return the exception for the parent to raise."""
         return StartError(self.message, self.exit_code) if self.exit_code else by_status(self.status, self.message)
+
+
+def _said(error: OSError) -> str:
+    """Return an OSError as a sentence: its reason and its file."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror}: {os.fsdecode(error.filename)}"
 
 
 Message = Mapped | Staged | Prepared | Proceed | Ready | Start | Listening | Failed

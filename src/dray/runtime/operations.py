@@ -151,7 +151,12 @@ def _refuse_link(stage: Stage, target: str) -> None:
         return
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise OSError(errno.ENOTDIR, "mount: must be mounted on an ordinary directory", target)
+            kind = "link" if stat.S_ISLNK(os.fstat(fd).st_mode) else "file"
+            raise OSError(
+                errno.ENOTDIR,
+                f"{target} of the image is a {kind}: it must be mounted on an ordinary directory, so that it can be "
+                "masked; use an image without it",
+            )
     finally:
         os.close(fd)
 
@@ -186,6 +191,12 @@ class BindMount:
             directory = stat.S_ISDIR(os.fstat(tree).st_mode)
             target = mounts.make_in_root(stage.root, self.target, directory=directory)
             try:
+                if stat.S_ISDIR(os.fstat(target).st_mode) != directory:
+                    kind, other = ("directory", "file") if directory else ("file", "directory")
+                    raise OSError(
+                        errno.ENOTDIR,
+                        f"the source is a {kind} and the target is a {other}: check that the source is what you meant",
+                    )
                 mounts.attach(tree, target)
             finally:
                 os.close(target)
