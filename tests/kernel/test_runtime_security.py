@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,3 +268,67 @@ def test_long_overlay_options(box: Box, tmp_path: Path) -> None:
     box.rootfs = lambda: (Mount("overlay", "overlay", options),)  # type: ignore[method-assign]
     output = box.run(docker_spec("ls", "/")).output.split()
     assert {"from0", "from59", "bin"} <= set(output)
+
+
+_SWAPPER = """
+import os, sys
+null, other, place = sys.argv[1:]
+while True:
+    for source in (null, other):
+        os.symlink(source, place + ".new") if source == other else os.link(source, place + ".new")
+        os.rename(place + ".new", place)
+"""
+
+
+def test_a_racing_null_on_a_shared_volume_masks_with_nothing_else(box: Box, tmp_path: Path) -> None:
+    """CVE-2025-31133: while masks are made, somebody swaps the null device for a link to another file."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.mknod(shared / "real", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    os.link(shared / "real", shared / "null")
+    (box.lower / "secret").write_text("secret\n")
+    (box.lower / "masked").write_text("masked\n")
+    swapper = subprocess.Popen(
+        [sys.executable, "-c", _SWAPPER, str(shared / "real"), "/secret", str(shared / "null")]
+    )  # fmt: skip
+    outcomes = set()
+    try:
+        for _ in range(25):
+            spec = docker_spec("cat", "/masked")
+            spec["mounts"] = [mount_entry("/dev", "bind", str(shared), "rbind"), *spec["mounts"][:1]]
+            spec["linux"]["maskedPaths"] = ["/masked"]
+            try:
+                outcomes.add(box.run(spec).output)
+            except DrayError as error:
+                outcomes.add("refused" if "null" in str(error) else str(error))
+    finally:
+        swapper.kill()
+        swapper.wait()
+    assert outcomes <= {"", "refused"}, outcomes
+    assert len(outcomes) > 0
+
+
+def test_a_passwd_that_is_a_pipe_or_a_device(box: Box) -> None:
+    """CVE-2024-9676 and its kin: what the image has in place of /etc/passwd neither blocks the start nor is read."""
+    (box.lower / "etc/passwd").unlink()
+    os.mkfifo(box.lower / "etc/passwd")
+    assert box.run(docker_spec("sh", "-c", "echo $HOME")).output == "/\n"
+    (box.lower / "etc/passwd").unlink()
+    os.mknod(box.lower / "etc/passwd", 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # zeros for ever
+    assert box.run(docker_spec("sh", "-c", "echo $HOME")).output == "/\n"
+
+
+@pytest.mark.parametrize("planted", ["link", "directory"])
+def test_the_devpts_of_a_terminal_is_not_the_images(box: Box, planted: str, tmp_path: Path) -> None:
+    """CVE-2025-52565: /dev/pts/ptmx from a tree that the container's image or a volume has brought along."""
+    fake = tmp_path / "dev"
+    (fake / "pts").mkdir(parents=True)
+    if planted == "link":
+        (fake / "pts/ptmx").symlink_to("/etc/passwd")
+    else:
+        (fake / "pts/ptmx").touch()
+    spec = docker_spec("true")
+    spec["process"]["terminal"] = True
+    spec["mounts"] = [mount_entry("/dev", "bind", str(fake), "rbind"), *spec["mounts"][:1]]
+    with pytest.raises(DrayError, match="file system expected"):
+        box.run(spec)
