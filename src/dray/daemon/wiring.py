@@ -54,6 +54,7 @@ from dray.network.controller import Controller
 from dray.network.dns.service import Service
 from dray.network.model import NetworkConfig
 from dray.registry.remote import RemoteRegistries
+from dray.runtime import tinyinit
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
@@ -121,7 +122,7 @@ def defaults(config: DaemonConfig) -> Defaults:
         dns_options=config["dns-opts"],
         network="none" if config["bridge"] == "none" else "bridge",
         init=config["init"],
-        init_path=config["init-path"] or shutil.which("docker-init") or shutil.which("tini") or "",
+        init_path=config["init-path"] or tinyinit.install(f"{config['data-root']}/docker-init"),
         host_gateways=gateways,
         resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
     )

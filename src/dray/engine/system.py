@@ -162,6 +162,7 @@ class System:
                 for name, spec in settings.runtimes.items()
             },
             default_runtime=settings.default_runtime,
+            init_binary="docker-init",
             swarm=api.SwarmInfo(local_node_state="inactive"),
             live_restore_enabled=settings.live_restore,
             security_options=settings.security_options,

@@ -19,14 +19,18 @@ class Stage:
     root: O_PATH descriptor of the root directory
     cgroup_paths: host directory of the container's cgroup by hierarchy's name (v1) or under "" (v2)
     enter_cgroup: moves the calling process into the container's cgroup
+    pid_namespace: the one whose processes a procfs is to show, -1 for the calling process's own
     """
 
-    __slots__ = ("_empty", "_null", "cgroup_paths", "enter_cgroup", "root")
+    __slots__ = ("_empty", "_null", "cgroup_paths", "enter_cgroup", "pid_namespace", "root")
 
-    def __init__(self, *, cgroup_paths: Mapping[str, str], enter_cgroup: Callable[[], None]) -> None:
+    def __init__(
+        self, *, cgroup_paths: Mapping[str, str], enter_cgroup: Callable[[], None], pid_namespace: int = -1
+    ) -> None:
         self.root = -1
         self.cgroup_paths = cgroup_paths
         self.enter_cgroup = enter_cgroup
+        self.pid_namespace = pid_namespace
         self._null = -1
         self._empty = -1
 
