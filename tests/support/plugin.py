@@ -19,6 +19,7 @@ Handler = Callable[[dict[str, Any]], Any]
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    request_queue_size = 5  # small, so that a burst meets a full backlog
     daemon_threads = True
     plugin: FakePlugin
 
@@ -54,7 +55,9 @@ class FakePlugin:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._server = _Server(str(path), _Request)
         self._server.plugin = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         self._thread.start()
 
     def answer(self, method: str, body: bytes) -> tuple[int, bytes]:
@@ -89,7 +92,9 @@ class FakePlugin:
 
 
 @contextlib.contextmanager
-def running(path: Path, implements: list[str], handlers: Mapping[str, Handler] | None = None) -> Iterator[FakePlugin]:
+def running(
+    path: Path, implements: list[str], handlers: Mapping[str, Handler] | None = None
+) -> Iterator[FakePlugin]:
     """A plugin for the time of a block."""
     plugin = FakePlugin(path, implements, handlers)
     try:
@@ -115,7 +120,9 @@ def volume_handlers(root: Path) -> dict[str, Handler]:
     return {
         "VolumeDriver.Capabilities": lambda _: {"Capabilities": {"Scope": "global"}},
         "VolumeDriver.Create": lambda asked: (root / asked["Name"]).mkdir(exist_ok=True) or {"Err": ""},
-        "VolumeDriver.Remove": lambda asked: (root / asked["Name"]).rename(root / f".{asked['Name']}") and {"Err": ""},
+        "VolumeDriver.Remove": lambda asked: (
+            (root / asked["Name"]).rename(root / f".{asked['Name']}") and {"Err": ""}
+        ),
         "VolumeDriver.Mount": lambda asked: {"Mountpoint": str(root / asked["Name"]), "Err": ""},
         "VolumeDriver.Unmount": lambda _: {"Err": ""},
         "VolumeDriver.Path": lambda asked: {"Mountpoint": str(root / asked["Name"])},

@@ -370,9 +370,8 @@ def test_thermal_throttle_paths(tmp_path):
     assert found == (f"{tmp_path}/cpu0/thermal_throttle", f"{tmp_path}/cpu10/thermal_throttle")
 
 
-def test_owners_of_a_bind_are_mapped_from_the_disk_to_what_is_seen() -> None:
-    document = make(mounts=[Point("bind", "/m", "/src", idmap="0:1000:1,g1:70:5")])
-    (mount,) = (one for one in document["mounts"] if one["destination"] == "/m")
+def test_owners_of_a_bind_are_mapped_from_the_disk_to_what_is_seen():
+    shown = mount(build(facts={"mounts": [Point("bind", "/m", "/src", idmap="0:1000:1,g1:70:5")]}), "/m")
     first = {"containerID": 1000, "hostID": 0, "size": 1}
-    assert mount["uidMappings"] == [first]
-    assert mount["gidMappings"] == [first, {"containerID": 70, "hostID": 1, "size": 5}]
+    assert shown["uidMappings"] == [first]
+    assert shown["gidMappings"] == [first, {"containerID": 70, "hostID": 1, "size": 5}]

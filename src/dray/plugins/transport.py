@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from dataclasses import dataclass
 
 from dray.plugins.discovery import Address, TlsConfig
@@ -52,9 +53,24 @@ async def post(address: Address, path: str, body: bytes, *, timeout: float) -> A
 
 async def _connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if address.path:
-        return await asyncio.open_unix_connection(address.path, limit=_HEAD_LIMIT)
+        return await asyncio.open_unix_connection(sock=await _socket(address.path), limit=_HEAD_LIMIT)
     context = _context(address.tls) if address.tls else None
     return await asyncio.open_connection(address.host, address.port, limit=_HEAD_LIMIT, ssl=context)
+
+
+async def _socket(path: str) -> socket.socket:
+    """Connect to a unix socket. A full backlog is EAGAIN (unix(7)), which asyncio would take for a connection."""
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        while True:
+            try:
+                found.connect(path)
+                return found
+            except BlockingIOError:
+                await asyncio.sleep(0.02)
+    except BaseException:
+        found.close()
+        raise
 
 
 def _context(tls: TlsConfig):  # type: ignore[no-untyped-def]  # ssl is imported only for the plugin that needs it

@@ -85,7 +85,12 @@ def _user_mount(mount: ResolvedMount, facts: Facts) -> dict[str, Any]:
         words.append("rro" if recursive or "rro" in mount.options else "ro")
     if mount.propagation:
         words.append(mount.propagation)
-    entry: dict[str, Any] = {"destination": mount.destination, "type": "bind", "source": mount.source, "options": words}
+    entry: dict[str, Any] = {
+        "destination": mount.destination,
+        "type": "bind",
+        "source": mount.source,
+        "options": words,
+    }
     if mount.idmap:
         users, groups = parse_idmap(mount.idmap)
         for key, ranges in (("uidMappings", users), ("gidMappings", groups)):
