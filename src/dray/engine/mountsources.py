@@ -96,7 +96,7 @@ class MountSources:
                 if point.type == "image":
                     self._pin_image(pin, view_key(record.id, index), point)
                 else:
-                    _pin_part(pin, point.source, point.subpath)
+                    _pin_part(pin, point.source, point.subpath, shown=point.source)
                 found.append(msgspec.structs.replace(point, source=pin))
             else:
                 found.append(point)
@@ -116,26 +116,29 @@ class MountSources:
                 mounts.attach(tree, place)
             libc.umount2(pin, libc.UMOUNT_NOFOLLOW)
             os.rmdir(pin)
-            _pin_part(pin, f"{pin}.whole", point.subpath)
+            _pin_part(pin, f"{pin}.whole", point.subpath, shown=point.source)
 
 
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def _pin_part(pin: str, base: str, subpath: str) -> None:
-    """Mount what lies at `subpath` in the directory `base` on `pin`, however links are swapped meanwhile."""
+def _pin_part(pin: str, base: str, subpath: str, *, shown: str) -> None:
+    """Mount what lies at `subpath` in the directory `base` on `pin`, however links are swapped meanwhile.
+
+    shown: what messages call the base
+    """
     with owned_fd(os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
         try:
             part = rootfs.open_in(root, subpath)
         except OSError as error:
             raise InvalidParameter(
-                f"cannot access path {base}/{subpath}: {(error.strerror or '').lower()} (a subpath is resolved inside "
-                "the volume, and must exist)"
+                f"cannot access path {shown}/{subpath}: {os.strerror(error.errno or 0).lower()} (a subpath is resolved "
+                "inside its volume or image, and must exist)"
             ) from error
     with owned_fd(part):
         kind = stat.S_IFMT(os.fstat(part).st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG):
-            raise InvalidParameter(f"cannot mount {base}/{subpath}: it is neither a directory nor a file")
+            raise InvalidParameter(f"cannot mount {shown}/{subpath}: it is neither a directory nor a file")
         if kind == stat.S_IFDIR:
             os.mkdir(pin, 0o700)
         else:
