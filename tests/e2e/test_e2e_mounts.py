@@ -75,7 +75,7 @@ def test_a_link_leads_nowhere_outside(engine: Engine) -> None:
             f"type=volume,src=vol,dst=/m,volume-subpath={name}",
             "busybox",
             "true",
-            status=127,
+            status=125 if name == "proc" else 127,
         )
         assert "cannot access path" in message
     (data(engine, "vol") / "etc").mkdir()

@@ -52,6 +52,7 @@ from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
 from dray.plugins.registry import Plugins
+from dray.server.authorization import AuthorizationPlugins
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
@@ -226,7 +227,12 @@ class House:
             networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
             events=self.events,
+            authorization=self._authorization(),
         )
+
+    def _authorization(self) -> AuthorizationPlugins | None:
+        names = self.config["authorization-plugins"]
+        return AuthorizationPlugins(names, self.plugins) if names else None
 
     def _settings(self, settings: Defaults) -> Settings:
         config = self.config

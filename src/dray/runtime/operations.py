@@ -184,9 +184,9 @@ class BindMount:
     def _mismatch(self, *, directory: bool) -> StartError:
         here, there = ("a directory", "a file") if directory else ("a file", "a directory")
         return StartError(
-            f'error mounting "{self.source}" to rootfs at "{self.target}": the source is {here}, the target in the '
-            f"container {there}: not a directory: Are you trying to mount a directory onto a file (or vice-versa)? "
-            "Check if the specified host path exists and is the expected type",
+            f'error mounting "{self.source}" to rootfs at "{self.target}": {here} cannot be mounted on {there}: not a '
+            "directory: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host "
+            "path exists and is the expected type",
             127,
         )
 

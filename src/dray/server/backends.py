@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from dray.api import models
 from dray.api.filters import Filters
@@ -31,6 +31,8 @@ from dray.api.requests import (
     RemoveOptions,
     Upload,
 )
+from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 
 
 class Containers(Protocol):
@@ -302,6 +304,16 @@ class Events(Protocol):
         """
 
 
+class Authorization(Protocol):
+    """Who decides about requests. Both verbs raise Forbidden for a denial, Internal if nobody could decide."""
+
+    async def request(self, call: Call, path: str) -> dict[str, Any]:
+        """Decide about a request that is about to be handled; return what was shown, for `response`."""
+
+    async def response(self, shown: dict[str, Any], response: StreamResponse) -> None:
+        """Decide about its answer, before it is sent (a stream: after it has been)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
     """Everything behind the API. A part that is None answers 501, naming what is missing."""
@@ -318,3 +330,4 @@ class Backends:
     networks: Networks | None = None
     volumes: Volumes | None = None
     events: Events | None = None
+    authorization: Authorization | None = None
