@@ -9,6 +9,7 @@ import contextlib
 import http.server
 import json
 import os
+import shutil
 import socketserver
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -121,7 +122,7 @@ def volume_handlers(root: Path) -> dict[str, Handler]:
         "VolumeDriver.Capabilities": lambda _: {"Capabilities": {"Scope": "global"}},
         "VolumeDriver.Create": lambda asked: (root / asked["Name"]).mkdir(exist_ok=True) or {"Err": ""},
         "VolumeDriver.Remove": lambda asked: (
-            (root / asked["Name"]).rename(root / f".{asked['Name']}") and {"Err": ""}
+            shutil.rmtree(root / asked["Name"]) or {"Err": ""}
         ),
         "VolumeDriver.Mount": lambda asked: {"Mountpoint": str(root / asked["Name"]), "Err": ""},
         "VolumeDriver.Unmount": lambda _: {"Err": ""},

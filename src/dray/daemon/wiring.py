@@ -213,6 +213,7 @@ class House:
                 containers,
                 self.image_verbs,
                 self.volume_verbs,
+                self.plugins,
                 self._settings(settings),
                 limits=self.limits,
                 listeners=lambda: self.events.listeners,
@@ -248,6 +249,7 @@ class House:
             debug=config.log_level == "debug",
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
+            authorization=config["authorization-plugins"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
         )
 

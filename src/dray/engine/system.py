@@ -21,6 +21,7 @@ from dray.engine.images import ImageVerbs
 from dray.engine.registry import Registry
 from dray.engine.volumes import VolumeVerbs
 from dray.linux.cgroups.facilities import Capabilities
+from dray.plugins.registry import NETWORK, VOLUME, Plugins
 
 LOG_DRIVERS = ["json-file", "local", "none"]
 
@@ -40,6 +41,7 @@ class Settings:
     debug: bool
     live_restore: bool
     min_api_version: str
+    authorization: list[str] = field(default_factory=list)
     address_pools: list[tuple[str, int]] = field(default_factory=list)
 
 
@@ -52,6 +54,7 @@ class System:
         containers: Containers,
         images: ImageVerbs,
         volumes: VolumeVerbs,
+        plugins: Plugins,
         settings: Settings,
         *,
         limits: Capabilities,
@@ -60,6 +63,7 @@ class System:
         self._registry = registry
         self._containers = containers
         self._images = images
+        self._plugins = plugins
         self._volumes = volumes
         self._settings = settings
         self._limits = limits
@@ -111,7 +115,10 @@ class System:
             driver_status=[["Backing Filesystem", _filesystem(settings.data_root)]],
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
-                volume=["local"], network=["bridge", "host", "none"], authorization=None, log=LOG_DRIVERS
+                volume=sorted({"local", *self._plugins.active(VOLUME)}),
+                network=sorted({"bridge", "host", "none", *self._plugins.active(NETWORK)}),
+                authorization=list(settings.authorization) or None,
+                log=LOG_DRIVERS,
             ),
             memory_limit=limits.memory_limit,
             swap_limit=limits.swap_limit,

@@ -162,6 +162,10 @@ class Plugins:
             return True
         return True
 
+    def active(self, kind: str) -> list[str]:
+        """Return the names of the activated plugins that implement `kind`."""
+        return [name for name, plugin in self._active.items() if kind in plugin.implements]
+
     async def all(self, kind: str) -> tuple[list[Plugin], list[str]]:
         """Return every plugin that implements `kind`, and a warning for each that could not be asked."""
         names = self._folders.names()
