@@ -273,3 +273,17 @@ def test_another_user_cannot_list_volumes(volumes: Volumes, tmp_path: Path) -> N
         ["ls", tmp_path / "volumes"], user=65534, group=65534, capture_output=True, check=False
     )
     assert result.returncode != 0
+
+
+def test_a_rename_that_was_cut_short_is_finished(
+    reopen: Callable[[], Volumes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = reopen()
+    Path(volumes.create("old").mountpoint, "file").write_text("1")
+    with monkeypatch.context() as killed:
+        killed.setattr(Volumes, "_move", lambda self, volume: volume)
+        volumes.rename("old", "new", [])
+    volumes = reopen()
+    assert [volume.name for volume in volumes.list()] == ["new"]
+    assert os.listdir(volumes.inspect("new").mountpoint) == ["file"]
+    assert volumes.inspect("new").before == ""

@@ -121,9 +121,7 @@ def volume_handlers(root: Path) -> dict[str, Handler]:
     return {
         "VolumeDriver.Capabilities": lambda _: {"Capabilities": {"Scope": "global"}},
         "VolumeDriver.Create": lambda asked: (root / asked["Name"]).mkdir(exist_ok=True) or {"Err": ""},
-        "VolumeDriver.Remove": lambda asked: (
-            shutil.rmtree(root / asked["Name"]) or {"Err": ""}
-        ),
+        "VolumeDriver.Remove": lambda asked: shutil.rmtree(root / asked["Name"]) or {"Err": ""},
         "VolumeDriver.Mount": lambda asked: {"Mountpoint": str(root / asked["Name"]), "Err": ""},
         "VolumeDriver.Unmount": lambda _: {"Err": ""},
         "VolumeDriver.Path": lambda asked: {"Mountpoint": str(root / asked["Name"])},

@@ -47,6 +47,7 @@ from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
+from dray.engine.volumetransfer import VolumeTransfer
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
@@ -227,6 +228,7 @@ class House:
             transfer=Transfers(self.images),
             networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
+            volume_transfer=VolumeTransfer(self.volume_table, self.registry, self.events),
             events=self.events,
             authorization=self._authorization(),
         )

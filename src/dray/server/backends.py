@@ -275,6 +275,19 @@ class Volumes(Protocol):
         """Remove unused anonymous volumes, or all unused ones with the filter `all`."""
 
 
+class VolumeTransfer(Protocol):
+    """Volumes under other names, and their files."""
+
+    async def rename(self, name: str, new: str) -> None:
+        """Give a volume another name; Conflict while it is in use or if the name is taken."""
+
+    async def export(self, name: str) -> Download:
+        """Return a volume's files as a tar stream."""
+
+    async def import_(self, name: str, content: Upload) -> models.Volume:
+        """Unpack a tar into a new or empty volume; Conflict if it has files already."""
+
+
 class System(Protocol):
     """The engine itself."""
 
@@ -329,5 +342,6 @@ class Backends:
     builds: Builds | None = None
     networks: Networks | None = None
     volumes: Volumes | None = None
+    volume_transfer: VolumeTransfer | None = None
     events: Events | None = None
     authorization: Authorization | None = None

@@ -42,7 +42,8 @@ _MODE = 0o755
 
 
 class Volume(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A volume. `created` is unix nanoseconds; `removing` marks one whose removal has begun."""
+    """A volume. `created` is unix nanoseconds; `removing` marks one whose removal has begun; `before` is the name
+    that its directory has still, while it is being renamed."""
 
     name: str
     mountpoint: str = ""
@@ -51,6 +52,7 @@ class Volume(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = {}
     options: dict[str, str] = {}
     removing: bool = False
+    before: str = ""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -115,6 +117,8 @@ class Volumes:
         for volume in list(self._volumes.values()):
             if volume.removing:
                 self._discard(volume)
+            elif volume.before:
+                self._move(volume)
             else:
                 self._data(volume.name).mkdir(mode=_MODE, parents=True, exist_ok=True)
         for entry in os.scandir(self._root):
@@ -243,6 +247,34 @@ class Volumes:
                     return  # what cannot be removed now is tried again with the next removal
         finally:
             os.close(lift)
+
+    def rename(self, name: str, new: str, others: Sequence[Change]) -> Volume:
+        """Give a volume that is not mounted another name, together with the `others` in one write of the records.
+
+        NotFound, InvalidParameter for a bad name, Conflict if the new name is taken.
+        """
+        check_name(new)
+        with self._lock:
+            volume = self.inspect(name)
+            if new in self._volumes:
+                raise Conflict(f"rename {name}: there is a volume {new} already")
+            self.release(name)
+            renamed = msgspec.structs.replace(volume, name=new, mountpoint=str(self._data(new)), before=name)
+            changes = [Change(_KIND, name, None), Change(_KIND, new, _encode(renamed)), *others]
+            self._records.write(changes)  # from here on it has the new name, whatever happens
+            del self._volumes[name]
+            self._volumes[new] = renamed
+            return self._move(renamed)
+
+    def _move(self, volume: Volume) -> Volume:
+        """Have a renamed volume's directory follow."""
+        old, new = self._root / volume.before, self._root / volume.name
+        if old.exists() and not new.exists():
+            os.rename(old, new)
+        self._data(volume.name).mkdir(mode=_MODE, parents=True, exist_ok=True)
+        settled = msgspec.structs.replace(volume, before="")
+        self._save(settled)
+        return settled
 
     def size(self, name: str) -> int:
         """Return the apparent bytes of a volume's files (walks them)."""

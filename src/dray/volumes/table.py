@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dray.base.errors import Conflict, DrayError, NotFound
+from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound, Unsupported
 from dray.base.records import Change, Records
 from dray.plugins.registry import VOLUME, PluginRefused, Plugins
 from dray.volumes.local import Volume, Volumes, check_name, needs_mount
@@ -236,6 +236,29 @@ class VolumeTable:
             log.warning("volume %s is forgotten, but its plugin did not remove it: %s", volume.name, error)
         self._records.write([Change(_KIND, volume.name, None)])
         self._remote.pop(volume.name, None)
+
+    async def rename(self, name: str, new: str, others: Callable[[], Sequence[Change]]) -> Volume:
+        """Give a local volume another name.
+
+        others: returns what is to be written in the same transaction, asked once nobody else can touch the volume
+        any more; it raises to forbid
+        """
+        check_name(new)
+        first, second = sorted((name, new))
+        if first == second:
+            raise InvalidParameter(f"rename {name}: the new name is the old one")
+        async with self._lock(first), self._lock(second):
+            volume, _ = await self.inspect(name)
+            if volume.driver != "local":
+                raise Unsupported(f"rename {name}: only its driver {volume.driver} could rename this volume")
+            if self.known(new) is not None or await self._probe(new) is not None:
+                raise Conflict(f"rename {name}: there is a volume {new} already")
+            changes = others()
+            if holders := self.holders(name):
+                raise Conflict(
+                    f"rename {name}: volume is in use - [{', '.join(sorted(holders))}]: stop them first"
+                )
+            return self.local.rename(name, new, changes)
 
     # -- what containers see
 
