@@ -109,7 +109,7 @@ class VolumeTransfer:
                     with owned_fd(os.open(source, _DIRECTORY | os.O_NOFOLLOW)) as root:
                         if any(entry != "lost+found" for entry in os.listdir(root)):
                             raise Conflict(f"import {name}: the volume has files already: import into a new one")
-                        copy_in(stream, root, b"", guard=guard)
+                        copy_in(stream, root, b"", guard=guard, own_root=True)
 
                 await read_body(content, work)
         except BaseException:
