@@ -123,10 +123,12 @@ MARIADB_PACKAGES = ("mariadb-server-core", "mariadb-client-core", "dash", "coreu
 MARIADB_ENTRY = """#!/bin/sh
 set -e
 if [ ! -d /var/lib/mysql/mysql ]; then
-    (echo 'CREATE DATABASE mysql; USE mysql;'
-     cat /usr/share/mysql/mariadb_system_tables.sql /usr/share/mysql/mariadb_system_tables_data.sql 2>/dev/null ||
-     cat /usr/share/mysql/mysql_system_tables.sql /usr/share/mysql/mysql_system_tables_data.sql) |
-        mariadbd --bootstrap --user=mysql --datadir=/var/lib/mysql
+    {
+        printf 'CREATE DATABASE mysql;\\nUSE mysql;\\n'
+        printf "SET @auth_root_socket=NULL;\\n"
+        cd /usr/share/mysql
+        cat m*_system_tables.sql m*_performance_tables.sql m*_system_tables_data.sql
+    } | mariadbd --bootstrap --user=mysql --datadir=/var/lib/mysql
 fi
 exec mariadbd --user=mysql --datadir=/var/lib/mysql --skip-networking --innodb-use-native-aio=0
 """
