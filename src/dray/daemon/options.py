@@ -44,6 +44,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("log-format", "str", "log-format", "", "text", "text or json"),
     Option("raw-logs", "bool", "raw-logs", "", False, "No colours in the daemon's log (it never has any)"),
     Option("labels", "list", "label", "", [], "Labels of the daemon, shown by info"),
+    Option(
+        "authorization-plugins", "list", "authorization-plugin", "", [], "Ask these plugins about every request"
+    ),
     Option("live-restore", "bool", "live-restore", "", True, "Leave containers running when the daemon stops"),
     Option(
         "shutdown-timeout", "int", "shutdown-timeout", "", 15, "Seconds for containers to stop (live-restore off)"
@@ -143,7 +146,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("cri-containerd", "bool", "cri-containerd", refused=NO_CONTAINERD),
     Option("containerd-namespace", "str", "containerd-namespace", refused=NO_CONTAINERD),
     Option("containerd-plugin-namespace", "str", "containerd-plugins-namespace", refused=NO_CONTAINERD),
-    Option("authorization-plugins", "list", "authorization-plugin", refused="there are no plugins yet"),
     Option("cdi-spec-dirs", "list", "cdi-spec-dir", refused="there are no CDI devices yet"),
     Option("nri-opts", "json", "nri-opts", refused="there is no NRI"),
     Option("metrics-addr", "str", "metrics-addr", refused="there are no metrics yet"),
