@@ -21,7 +21,7 @@ from typing import Any
 
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
-from dray.daemon.config import DaemonConfig
+from dray.daemon.config import DaemonConfig, accept_mark
 from dray.engine import security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
@@ -84,6 +84,10 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
         iptables=config["iptables"],
         ip6tables=config["ip6tables"],
         userland_proxy=config["userland-proxy"],
+        default_network_opts=config["default-network-opts"],
+        allow_direct_routing=config["allow-direct-routing"],
+        accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
+        respect_host_firewall=config["respect-host-firewall"],
         address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
     )
 
@@ -235,6 +239,10 @@ class House:
             debug=config.log_level == "debug",
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
+            default_network_opts=config["default-network-opts"],
+            allow_direct_routing=config["allow-direct-routing"],
+            accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
+            respect_host_firewall=config["respect-host-firewall"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
         )
 

@@ -13,9 +13,9 @@ from dray.engine.model import Container
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.sandbox import endpoint_ask, sandbox_ask
+from dray.network.asks import NetworkAsk
 from dray.network.controller import Controller
 from dray.network.model import Network, Pool
-from dray.network.networks import NetworkAsk
 
 
 def summary(network: Network) -> api.NetworkSummary:

@@ -23,9 +23,13 @@ Interface = IPv4Interface | IPv6Interface
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_PERMANENT = 0x80
 
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
+IFF_NOARP = 0x80
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 26, 28, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
@@ -46,6 +50,7 @@ RTN_UNICAST = 1
 
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change mask
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+_NEIGHBOUR = struct.Struct("=B3xiHBB")  # struct ndmsg: family, index, state, flags, type
 _ROUTE = struct.Struct(
     "=BBBBBBBBI"
 )  # struct rtmsg: family, dst len, src len, tos, table, protocol, scope, type, flags
@@ -137,6 +142,22 @@ def veth_request(name: str, peer: str, *, peer_netns: int, master: int, mac: str
     return Request(f"create veth {name}", RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
 
 
+def pair_request(
+    name: str, peer: str, *, mac: str, peer_mac: str, master: int = 0, peer_master: int = 0
+) -> Request:
+    """Create a veth pair with both ends here, each with its MAC address and on its bridge, if any."""
+
+    def end(called: str, address: str, bridge: int) -> bytes:
+        body = _link_message() + netlink.text(IFLA_IFNAME, called)
+        body += netlink.attribute(IFLA_ADDRESS, mac_bytes(address))
+        return body + (netlink.u32(IFLA_MASTER, bridge) if bridge else b"")
+
+    far = netlink.attribute(VETH_INFO_PEER | netlink.NLA_F_NESTED, end(peer, peer_mac, peer_master))
+    kind = netlink.text(IFLA_INFO_KIND, "veth") + netlink.nested(IFLA_INFO_DATA, far)
+    body = end(name, mac, master) + netlink.nested(IFLA_LINKINFO, kind)
+    return Request(f"create veth {name}", RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
+
+
 def enslave_request(name: str, master: int) -> Request:
     """Make an interface a port of the bridge of index `master`."""
     body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, master)
@@ -167,9 +188,14 @@ def port_request(name: str, *, hairpin: bool, isolated: bool, alias: str, ipv6: 
     return Request(f"set up bridge port {name}", RTM_NEWLINK, 0, body)
 
 
-def up_request(index: int, *, link_local: bool = True, alias: str = "") -> Request:
-    """Bring an interface up; `link_local` False keeps it from making itself an IPv6 link-local address."""
-    body = _link_message(index, flags=IFF_UP, change=IFF_UP)
+def up_request(index: int, *, link_local: bool = True, alias: str = "", silent: bool = False) -> Request:
+    """Bring an interface up.
+
+    link_local: False keeps it from making itself an IPv6 link-local address
+    silent: it asks for nobody's MAC address and sends to its own
+    """
+    flags = IFF_UP | (IFF_NOARP if silent else 0)
+    body = _link_message(index, flags=flags, change=flags)
     if alias:
         body += netlink.attribute(IFLA_IFALIAS, alias.encode())
     if not link_local:
@@ -224,6 +250,14 @@ def address_request(index: int, interface: Interface, *, remove: bool = False) -
     if remove:
         return Request(f"remove address {interface}", RTM_DELADDR, 0, body)
     return Request(f"add address {interface}", RTM_NEWADDR, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
+
+
+def neighbour_request(index: int, address: str, mac: str) -> Request:
+    """Set an IP neighbour's MAC address for good."""
+    at = ip_address(address)
+    body = _NEIGHBOUR.pack(_family(at), index, NUD_PERMANENT, 0, 0)
+    body += netlink.attribute(NDA_DST, at.packed) + netlink.attribute(NDA_LLADDR, mac_bytes(mac))
+    return Request(f"set neighbour {address}", RTM_NEWNEIGH, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE, body)
 
 
 def default_route_request(index: int, gateway: Address | None, version: int, *, remove: bool = False) -> Request:

@@ -19,7 +19,8 @@ from dray.base.records import Records
 from dray.linux import links
 from dray.linux.links import Links
 from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
-from dray.network import endpoints, forwarding, hostfiles, live, sandbox, sysctls
+from dray.network import detour, endpoints, forwarding, hostfiles, live, sandbox, sysctls
+from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
 from dray.network.firewall import Firewall
 from dray.network.host import HostDriver
@@ -34,10 +35,11 @@ from dray.network.model import (
     NetworkConfig,
     SandboxAsk,
 )
-from dray.network.networks import NetworkAsk, Networks
+from dray.network.networks import Networks
 from dray.network.none import NoneDriver
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
+from dray.network.rules import Settings
 from dray.network.sandbox import NamespacePool
 
 
@@ -53,8 +55,12 @@ class Controller:
             driver.name: driver for driver in (self._bridge, HostDriver(), NoneDriver())
         }
         self._networks = Networks(records, config, self._host, self._ipam, self._drivers)
-        self._firewall = _firewall(config)
-        self._publisher = Publisher(config, self._firewall, HostPorts(), self._host)
+        try:
+            self._firewall = _firewall(config, self._host)
+        except BaseException:
+            self._host.close()
+            raise
+        self._publisher = Publisher(config, self._firewall, HostPorts(), self._host, self._network)
         self._pool = NamespacePool(namespaces)
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,6 +108,7 @@ class Controller:
                         forwarding.disable(family)
                 if self._bridges():
                     self._firewall.remove()
+            detour.down(self._host, self._config.table_name)
         if self._firewall is not None:
             self._firewall.close()
         self._host.close()
@@ -214,7 +221,7 @@ class Controller:
                 self._plug(endpoint, namespace.netns, undo)
             sandbox.wire(namespace.inside, built)
             self._ready(built)
-            made.endpoints = self._publisher.publish(built, ask, self._network, made, undo)
+            made.endpoints = self._publisher.publish(built, ask, made, undo)
             made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
             undo.pop_all()
@@ -355,6 +362,7 @@ class Controller:
             if network is not None and network.driver == "bridge" and endpoint.veth in present:
                 self._bridge.replug(network, endpoint, present[endpoint.veth])
         keep = {network.interface for network in self._bridges()} | {endpoint.veth for endpoint in everything}
+        keep |= set(detour.names(self._config.table_name))
         left = self._bridge.sweep(keep)
         if left:
             task = asyncio.get_running_loop().create_task(asyncio.to_thread(_delete, left))
@@ -377,13 +385,20 @@ def _delete(names: Sequence[str]) -> None:
                 host.apply([links.delete_request(name)])
 
 
-def _firewall(config: NetworkConfig) -> Firewall | None:
+def _firewall(config: NetworkConfig, host: Links) -> Firewall | None:
     """Open the firewall for the families that are wanted and that the host has; None for none at all."""
     families = [NFPROTO_IPV4] if config.iptables else []
     if config.ip6tables and sysctls.read("net.ipv6.conf.all.forwarding") is not None:
         families.append(NFPROTO_IPV6)
+    settings = Settings(
+        allow_direct=config.allow_direct_routing,
+        accept_mark=config.accept_fwmark,
+        detour=detour.up(host, config.table_name) if config.respect_host_firewall else None,
+    )
+    if not config.respect_host_firewall:
+        detour.down(host, config.table_name)
     try:
-        return Firewall(config.table_name, families)
+        return Firewall(config.table_name, families, settings)
     except Unsupported:
         if families:
             raise

@@ -68,7 +68,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PortBinding(msgspec.Struct, frozen=True, kw_only=True):
-    """A published port. `host_ip` is the address it is bound to, `0.0.0.0` or `::` for all of a family."""
+    """A published port. `host_ip` is the address it is bound to, `0.0.0.0` or `::` for all of a family.
+    `host_port` 0: on no address of the host, but open at the container's own (a routed network)."""
 
     protocol: str
     container_port: int
@@ -80,7 +81,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A container's membership in a network. Addresses are plain text without prefix, empty when absent.
 
     `names` are what the network's DNS answers for it (container name, short id, aliases, hostname). `veth` is the
-    host's end. `default4` and `default6` mark the endpoint that carries the sandbox's default route.
+    host's end, empty where there is none. `link_local` are further addresses, with prefix. `on_link`: the default
+    route has no gateway, the interface itself leads everywhere. `default4` and `default6` mark the endpoint that carries the sandbox's default route.
     """
 
     id: str
@@ -98,6 +100,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: str = ""
     prefix6: int = 0
     gateway6: str = ""
+    link_local: list[str] = []
+    on_link: bool = False
     internal: bool = False
     default4: bool = False
     default6: bool = False
@@ -203,6 +207,9 @@ class NetworkConfig:
     iptables, ip6tables: keep firewall rules for IPv4, IPv6. Without them ports are published in user space
     userland_proxy: forward in user space where NAT does not reach
     default_network_opts: driver → options of new networks
+    allow_direct_routing: published ports may be reached by the containers' own addresses from outside
+    accept_fwmark: (value, mask) of packet marks that pass into every bridge
+    respect_host_firewall: the host's own INPUT rules hold for published ports
     host_gateway_ips: what `host-gateway` stands for in --add-host; empty: the default bridge's addresses
     """
 
@@ -228,6 +235,9 @@ class NetworkConfig:
     ipv6_pools: Sequence[tuple[str, int]] = ()
     default_network_opts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     host_gateway_ips: Sequence[str] = ()
+    allow_direct_routing: bool = False
+    accept_fwmark: tuple[int, int] | None = None
+    respect_host_firewall: bool = False
 
     @property
     def table_name(self) -> str:
@@ -239,6 +249,12 @@ class Driver(Protocol):
     """What a kind of network does to the kernel. Every verb may be repeated: it makes the state so."""
 
     name: str
+
+    def interface(self, network: Network) -> str:
+        """Return the name of the host's interface behind a new network; empty for none."""
+
+    def share(self, network: Network, other: Network) -> None:
+        """Raise Forbidden if a new network may not have the same host's interface as another network."""
 
     def validate(self, network: Network) -> None:
         """Raise InvalidParameter or Unsupported, naming it, for an option that this driver does not have."""
