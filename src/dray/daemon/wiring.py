@@ -239,10 +239,6 @@ class House:
             debug=config.log_level == "debug",
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
-            default_network_opts=config["default-network-opts"],
-            allow_direct_routing=config["allow-direct-routing"],
-            accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
-            respect_host_firewall=config["respect-host-firewall"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
         )
 

@@ -111,7 +111,10 @@ class System:
             driver_status=[["Backing Filesystem", _filesystem(settings.data_root)]],
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
-                volume=["local"], network=["bridge", "host", "none"], authorization=None, log=LOG_DRIVERS
+                volume=["local"],
+                network=["bridge", "host", "ipvlan", "macvlan", "null", "overlay"],
+                authorization=None,
+                log=LOG_DRIVERS,
             ),
             memory_limit=limits.memory_limit,
             swap_limit=limits.swap_limit,

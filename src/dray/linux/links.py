@@ -93,8 +93,14 @@ def _family(address: Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _link_message(index: int = 0, *, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
+def link_message(index: int = 0, *, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
+    """Return the head of a message about an interface."""
     return _LINK.pack(family, 0, index, flags, change)
+
+
+def neighbour_message(family: int, index: int, state: int, flags: int) -> bytes:
+    """Return the head of a message about a neighbour or a forwarding entry."""
+    return _NEIGHBOUR.pack(family, index, state, flags, 0)
 
 
 def _no_link_local() -> bytes:
@@ -105,12 +111,12 @@ def _no_link_local() -> bytes:
 
 
 def _named(name: str) -> bytes:
-    return _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
 
 def bridge_request(name: str, *, mac: str, mtu: int = 0) -> Request:
     """Create a bridge. A fixed MAC address keeps it from changing as ports come and go."""
-    body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
+    body = link_message() + netlink.text(IFLA_IFNAME, name) + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
     if mtu:
         body += netlink.u32(IFLA_MTU, mtu)
     body += netlink.nested(IFLA_LINKINFO, netlink.text(IFLA_INFO_KIND, "bridge"))
@@ -122,14 +128,14 @@ def veth_request(name: str, peer: str, *, peer_netns: int, master: int, mac: str
     descriptor `peer_netns` from its first moment on."""
     size = netlink.u32(IFLA_MTU, mtu) if mtu else b""
     far = (
-        _link_message()
+        link_message()
         + netlink.text(IFLA_IFNAME, peer)
         + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
         + netlink.u32(IFLA_NET_NS_FD, peer_netns)
         + size
     )
     body = (
-        _link_message()
+        link_message()
         + netlink.text(IFLA_IFNAME, name)
         + netlink.u32(IFLA_MASTER, master)
         + size
@@ -148,7 +154,7 @@ def pair_request(
     """Create a veth pair with both ends here, each with its MAC address and on its bridge, if any."""
 
     def end(called: str, address: str, bridge: int) -> bytes:
-        body = _link_message() + netlink.text(IFLA_IFNAME, called)
+        body = link_message() + netlink.text(IFLA_IFNAME, called)
         body += netlink.attribute(IFLA_ADDRESS, mac_bytes(address))
         return body + (netlink.u32(IFLA_MASTER, bridge) if bridge else b"")
 
@@ -160,7 +166,7 @@ def pair_request(
 
 def enslave_request(name: str, master: int) -> Request:
     """Make an interface a port of the bridge of index `master`."""
-    body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, master)
+    body = link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, master)
     return Request(f"put {name} on its bridge", RTM_NEWLINK, 0, body)
 
 
@@ -172,7 +178,7 @@ def port_request(name: str, *, hairpin: bool, isolated: bool, alias: str, ipv6: 
     alias: what `ip link` shows beside the name
     ipv6: the kernel has IPv6, so keep the port from making itself an address (it only carries frames)
     """
-    body = _link_message(flags=IFF_UP, change=IFF_UP) + netlink.text(IFLA_IFNAME, name)
+    body = link_message(flags=IFF_UP, change=IFF_UP) + netlink.text(IFLA_IFNAME, name)
     body += netlink.attribute(IFLA_IFALIAS, alias.encode())
     if ipv6:
         body += _no_link_local()
@@ -195,7 +201,7 @@ def up_request(index: int, *, link_local: bool = True, alias: str = "", silent: 
     silent: it asks for nobody's MAC address and sends to its own
     """
     flags = IFF_UP | (IFF_NOARP if silent else 0)
-    body = _link_message(index, flags=flags, change=flags)
+    body = link_message(index, flags=flags, change=flags)
     if alias:
         body += netlink.attribute(IFLA_IFALIAS, alias.encode())
     if not link_local:
@@ -205,23 +211,23 @@ def up_request(index: int, *, link_local: bool = True, alias: str = "", silent: 
 
 def down_request(index: int) -> Request:
     """Take an interface down."""
-    return Request(f"take down interface {index}", RTM_NEWLINK, 0, _link_message(index, change=IFF_UP))
+    return Request(f"take down interface {index}", RTM_NEWLINK, 0, link_message(index, change=IFF_UP))
 
 
 def release_request(name: str) -> Request:
     """Take a bridge port off its bridge and down: 0.2 ms, where deleting a veth pair takes 15 ms and more."""
-    body = _link_message(change=IFF_UP) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, 0)
+    body = link_message(change=IFF_UP) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, 0)
     return Request(f"release bridge port {name}", RTM_NEWLINK, 0, body)
 
 
 def rename_request(index: int, name: str) -> Request:
     """Rename an interface (it must be down on kernels before 6.3)."""
-    return Request(f"rename to {name}", RTM_NEWLINK, 0, _link_message(index) + netlink.text(IFLA_IFNAME, name))
+    return Request(f"rename to {name}", RTM_NEWLINK, 0, link_message(index) + netlink.text(IFLA_IFNAME, name))
 
 
 def mtu_request(index: int, mtu: int) -> Request:
     """Set an interface's MTU."""
-    return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, _link_message(index) + netlink.u32(IFLA_MTU, mtu))
+    return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, link_message(index) + netlink.u32(IFLA_MTU, mtu))
 
 
 def settle_request(name: str) -> Request:
@@ -235,7 +241,7 @@ def settle_request(name: str) -> Request:
 
 def delete_request(name: str) -> Request:
     """Delete an interface by name (of a veth pair, both ends)."""
-    return Request(f"delete interface {name}", RTM_DELLINK, 0, _link_message() + netlink.text(IFLA_IFNAME, name))
+    return Request(f"delete interface {name}", RTM_DELLINK, 0, link_message() + netlink.text(IFLA_IFNAME, name))
 
 
 def address_request(index: int, interface: Interface, *, remove: bool = False) -> Request:
@@ -250,14 +256,6 @@ def address_request(index: int, interface: Interface, *, remove: bool = False) -
     if remove:
         return Request(f"remove address {interface}", RTM_DELADDR, 0, body)
     return Request(f"add address {interface}", RTM_NEWADDR, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
-
-
-def neighbour_request(index: int, address: str, mac: str) -> Request:
-    """Set an IP neighbour's MAC address for good."""
-    at = ip_address(address)
-    body = _NEIGHBOUR.pack(_family(at), index, NUD_PERMANENT, 0, 0)
-    body += netlink.attribute(NDA_DST, at.packed) + netlink.attribute(NDA_LLADDR, mac_bytes(mac))
-    return Request(f"set neighbour {address}", RTM_NEWNEIGH, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE, body)
 
 
 def default_route_request(index: int, gateway: Address | None, version: int, *, remove: bool = False) -> Request:
@@ -336,7 +334,7 @@ class Links:
 
     def links(self) -> list[Link]:
         """List all interfaces."""
-        body = _link_message() + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        body = link_message() + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
         return [
             _decode_link(message.body)
             for message in self._netlink.dump(Request("list interfaces", RTM_GETLINK, 0, body))

@@ -23,7 +23,7 @@ from dray.base.errors import Forbidden, Internal, InvalidParameter
 from dray.linux import links
 from dray.linux.links import Link, Links
 from dray.linux.netlink import Request
-from dray.network import options, sysctls
+from dray.network import bandwidth, options, sysctls
 from dray.network.model import Endpoint, Network, parse_flag
 
 _FLAGS = (options.ICC, options.MASQUERADE, options.DEFAULT_BRIDGE, options.INHIBIT_IPV4)
@@ -36,6 +36,7 @@ _OPTIONS = (
     options.TRUSTED,
     options.MTU,
     options.INTERFACE_PREFIX,
+    *bandwidth.OPTIONS,
 )
 
 
@@ -75,8 +76,9 @@ class BridgeDriver:
                 raise InvalidParameter(
                     f"gateway mode 'isolated' can only be used for an internal network: {option}"
                 )
-            if option == options.MTU and not (value.isdecimal() and (value == "0" or 68 <= int(value) <= 65535)):
-                raise InvalidParameter(f"invalid value {value!r} of option {option}: an MTU is 68 to 65535")
+            if option in bandwidth.OPTIONS:
+                bandwidth.parse(option, value)
+        options.check_mtu(network)
         for version, option in options.HOST_ADDRESS.items():
             _check_address(network, option, version)
         _check_address(network, options.HOST_BINDING, 4)

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from dray.base.errors import DrayError, Forbidden, NotFound, Unsupported
+from dray.base.errors import DrayError, Forbidden, NotFound
 from dray.base.records import Records
 from dray.linux import links
 from dray.linux.links import Links
 from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
-from dray.network import detour, endpoints, forwarding, hostfiles, live, sandbox, sysctls
+from dray.network import bandwidth, detour, endpoints, firewall, forwarding, hostfiles, live, sandbox, sysctls
 from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
-from dray.network.firewall import Firewall
 from dray.network.host import HostDriver
 from dray.network.ipam import Ipam
+from dray.network.macvlan import IpvlanDriver, MacvlanDriver
 from dray.network.model import (
     Attachment,
     Driver,
@@ -39,8 +40,9 @@ from dray.network.networks import Networks
 from dray.network.none import NoneDriver
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
-from dray.network.rules import Settings
 from dray.network.sandbox import NamespacePool
+
+_MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 
 
 class Controller:
@@ -52,11 +54,18 @@ class Controller:
         self._ipam = Ipam(config.address_pools, config.ipv6_pools)
         self._bridge = BridgeDriver(self._host, owner=config.table_name)
         self._drivers: dict[str, Driver] = {
-            driver.name: driver for driver in (self._bridge, HostDriver(), NoneDriver())
+            driver.name: driver
+            for driver in (
+                self._bridge,
+                HostDriver(),
+                NoneDriver(),
+                MacvlanDriver(self._host, owner=config.table_name),
+                IpvlanDriver(self._host, owner=config.table_name),
+            )
         }
         self._networks = Networks(records, config, self._host, self._ipam, self._drivers)
         try:
-            self._firewall = _firewall(config, self._host)
+            self._firewall = firewall.of_config(config, self._host)
         except BaseException:
             self._host.close()
             raise
@@ -100,8 +109,9 @@ class Controller:
             asyncio.get_running_loop().remove_reader(self._firewall)
             self._watching = False
         if wipe:
-            for network in self._bridges():
-                self._bridge.down(network)
+            for network in self._networks.all():
+                if not network.config_only:
+                    self._networks.driver(network).down(network)
             if self._firewall is not None:
                 for family in self._firewall.families:
                     if self._firewall.guarded(family):
@@ -203,6 +213,16 @@ class Controller:
         """
         if ask.mode.startswith("container:"):
             return Attachment()
+        for delay in _MAC_RETRIES:
+            try:
+                return await self._attach(container_id, ask)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            await asyncio.sleep(delay)  # a chosen MAC on macvlan: its last sandbox is still being taken down
+        return await self._attach(container_id, ask)
+
+    async def _attach(self, container_id: str, ask: SandboxAsk) -> Attachment:
         planned = endpoints.plan(ask, self._networks.resolve)
         if container_id in self._endpoints:
             await self.detach(container_id, ())
@@ -315,6 +335,7 @@ class Controller:
         driver = self._networks.driver(network)
         undo.callback(driver.unplug, network, endpoint)
         driver.plug(network, endpoint, netns)
+        bandwidth.limit_ingress(self._host, endpoint)
 
     def _ready(self, built: Sequence[Endpoint]) -> None:
         for endpoint in built:
@@ -361,7 +382,7 @@ class Controller:
             network = self._networks.get(endpoint.network_id)
             if network is not None and network.driver == "bridge" and endpoint.veth in present:
                 self._bridge.replug(network, endpoint, present[endpoint.veth])
-        keep = {network.interface for network in self._bridges()} | {endpoint.veth for endpoint in everything}
+        keep = {network.interface for network in self._networks.all()} | {endpoint.veth for endpoint in everything}
         keep |= set(detour.names(self._config.table_name))
         left = self._bridge.sweep(keep)
         if left:
@@ -383,23 +404,3 @@ def _delete(names: Sequence[str]) -> None:
         for name in names:
             with contextlib.suppress(OSError):  # gone with its namespace meanwhile
                 host.apply([links.delete_request(name)])
-
-
-def _firewall(config: NetworkConfig, host: Links) -> Firewall | None:
-    """Open the firewall for the families that are wanted and that the host has; None for none at all."""
-    families = [NFPROTO_IPV4] if config.iptables else []
-    if config.ip6tables and sysctls.read("net.ipv6.conf.all.forwarding") is not None:
-        families.append(NFPROTO_IPV6)
-    settings = Settings(
-        allow_direct=config.allow_direct_routing,
-        accept_mark=config.accept_fwmark,
-        detour=detour.up(host, config.table_name) if config.respect_host_firewall else None,
-    )
-    if not config.respect_host_firewall:
-        detour.down(host, config.table_name)
-    try:
-        return Firewall(config.table_name, families, settings)
-    except Unsupported:
-        if families:
-            raise
-        return None

@@ -14,8 +14,8 @@ from ipaddress import ip_address
 import msgspec
 
 from dray.base import digest
-from dray.base.errors import Conflict, InvalidParameter
-from dray.network import bridge, options
+from dray.base.errors import Conflict, InvalidParameter, Unsupported
+from dray.network import bandwidth, bridge, options
 from dray.network.ipam import Ipam, parse_address
 from dray.network.model import OPTION, Endpoint, EndpointAsk, Network, SandboxAsk
 from dray.network.networks import DEFAULT_GATEWAY
@@ -66,13 +66,19 @@ def check(network: Network, ask: EndpointAsk, *, alone: bool) -> None:
             raise InvalidParameter(
                 "user specified IP address is supported only when connecting to networks with user configured subnets"
             )
+    if ask.mac and network.driver == "ipvlan":
+        raise InvalidParameter("ipvlan endpoints have their parent's MAC address: it cannot be chosen")
     if ask.mac and not _MAC.fullmatch(ask.mac):
         raise InvalidParameter(f"invalid MAC address: {ask.mac}")
     for text in ask.link_local:
         if not parse_address(text, "link-local address").is_link_local:
             raise InvalidParameter(f"invalid link-local IP address: {text}")
     for option in ask.driver_opts:
-        if option not in (INTERFACE_NAME, SYSCTLS):
+        if option == bandwidth.INGRESS and network.driver not in WITH_HOST_END:
+            raise Unsupported(
+                f"{option} cannot be obeyed on a {network.driver} network: only {bandwidth.EGRESS} can"
+            )
+        if option not in (INTERFACE_NAME, SYSCTLS, *bandwidth.OPTIONS):
             raise InvalidParameter(f"unknown driver option {option} of an endpoint")
 
 
@@ -102,6 +108,7 @@ def build(
     if network.driver in ("host", "null"):
         return endpoint
     changes: dict[str, object] = {"link_local": [_link_local(text) for text in ask.link_local]}
+    changes["ingress_rate"], changes["egress_rate"] = bandwidth.rates(ask.driver_opts, network.options)
     if network.driver in WITH_HOST_END:
         changes["veth"] = "veth" + secrets.token_hex(4)[:7]
     if network.options.get(options.IPVLAN_MODE) in ("l3", "l3s"):
@@ -125,6 +132,8 @@ def build(
     # A host end is cut off at once. Others end with their namespace, a moment later: until then their MAC is taken.
     derived = str(changes.get("ipv4", "")) if network.driver in WITH_HOST_END else ""
     mac = ask.mac.lower().replace("-", ":") or bridge.endpoint_mac(derived)
+    if network.driver == "ipvlan":
+        mac = ""  # its parent's
     return msgspec.structs.replace(endpoint, mac=mac, **changes)
 
 
@@ -161,7 +170,7 @@ def name_interfaces(
     named: list[Endpoint] = []
     for endpoint in endpoints:
         name = endpoint.driver_opts.get(INTERFACE_NAME, "")
-        if not name and endpoint.mac:
+        if not name and endpoint.driver not in ("host", "null"):
             prefix = networks(endpoint.network_id).options.get(options.INTERFACE_PREFIX) or "eth"
             name = next(name for n in range(len(used) + 1) if (name := f"{prefix}{n}") not in used)
             used.add(name)

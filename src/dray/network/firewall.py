@@ -29,6 +29,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Iterable, Sequence
 
+from dray.base.errors import Unsupported
+from dray.linux.links import Links
 from dray.linux.nftables import (
     DROP,
     HOOK_FORWARD,
@@ -38,8 +40,8 @@ from dray.linux.nftables import (
     Nftables,
     Watch,
 )
-from dray.network import rules
-from dray.network.model import Network
+from dray.network import detour, rules, sysctls
+from dray.network.model import Network, NetworkConfig
 from dray.network.rules import Published, Settings
 
 FAMILIES = (NFPROTO_IPV4, NFPROTO_IPV6)
@@ -199,3 +201,23 @@ class Firewall:
 
 def _bridges(networks: Sequence[Network]) -> list[Network]:
     return [network for network in networks if network.driver == "bridge" and not network.config_only]
+
+
+def of_config(config: NetworkConfig, host: Links) -> Firewall | None:
+    """Open the firewall for the families that are wanted and that the host has; None for none at all."""
+    families = [NFPROTO_IPV4] if config.iptables else []
+    if config.ip6tables and sysctls.read("net.ipv6.conf.all.forwarding") is not None:
+        families.append(NFPROTO_IPV6)
+    settings = Settings(
+        allow_direct=config.allow_direct_routing,
+        accept_mark=config.accept_fwmark,
+        detour=detour.up(host, config.table_name) if config.respect_host_firewall else None,
+    )
+    if not config.respect_host_firewall:
+        detour.down(host, config.table_name)
+    try:
+        return Firewall(config.table_name, families, settings)
+    except Unsupported:
+        if families:
+            raise
+        return None

@@ -82,7 +82,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     `names` are what the network's DNS answers for it (container name, short id, aliases, hostname). `veth` is the
     host's end, empty where there is none. `link_local` are further addresses, with prefix. `on_link`: the default
-    route has no gateway, the interface itself leads everywhere. `default4` and `default6` mark the endpoint that carries the sandbox's default route.
+    route has no gateway, the interface itself leads everywhere. `ingress_rate` and `egress_rate` are limits in
+    bytes per second, 0 for none. `default4` and `default6` mark the endpoint that carries the sandbox's default route.
     """
 
     id: str
@@ -102,6 +103,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     gateway6: str = ""
     link_local: list[str] = []
     on_link: bool = False
+    ingress_rate: int = 0
+    egress_rate: int = 0
     internal: bool = False
     default4: bool = False
     default6: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dray.base.errors import InvalidParameter
 from dray.network.model import BRIDGE_OPTION, OPTION, Network
 
 NAME = BRIDGE_OPTION + "name"
@@ -36,3 +37,10 @@ def trusted_interfaces(network: Network) -> list[str]:
 def mtu(network: Network) -> int:
     """Return the MTU that was asked for, 0 for none."""
     return int(network.options.get(MTU) or 0)
+
+
+def check_mtu(network: Network) -> None:
+    """Raise InvalidParameter for an MTU that is none."""
+    value = network.options.get(MTU, "0")
+    if not (value.isdecimal() and (value == "0" or 68 <= int(value) <= 65535)):
+        raise InvalidParameter(f"invalid value {value!r} of option {MTU}: an MTU is 68 to 65535")

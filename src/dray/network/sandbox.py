@@ -20,6 +20,7 @@ from dray.base.errors import DrayError, Internal, NotFound
 from dray.linux import libc, links
 from dray.linux.links import Links
 from dray.linux.netlink import Request
+from dray.network import bandwidth
 from dray.network.model import Endpoint, NamespaceSource
 
 T = TypeVar("T")
@@ -119,6 +120,7 @@ def wire(inside: Links, endpoints: Sequence[Endpoint], *, fresh: bool = True) ->
         requests += [links.address_request(link.index, interface) for interface in endpoint.interfaces()]
         requests += [links.address_request(link.index, ip_interface(text)) for text in endpoint.link_local]
         requests += default_routes(endpoint, link.index)
+        requests += bandwidth.egress_requests(endpoint, link.index)
         requests.append(links.settle_request(endpoint.interface))
     inside.apply(requests)
 
