@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import ssl
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
     """Return the networking half of the configuration."""
     return NetworkConfig(
         bridge=config["bridge"] or "dray0",
+        table=f"dray-{zlib.crc32(config['data-root'].encode()):08x}" if config["bridge"] == "none" else "",
         bip=config["bip"],
         bip6=config["bip6"],
         fixed_cidr=config["fixed-cidr"],

@@ -29,7 +29,7 @@ def _common(network: Network) -> dict[str, object]:
         "Id": network.id,
         "Created": clock.rfc3339(network.created),
         "Scope": network.scope,
-        "Driver": "null" if network.driver == "none" else network.driver,
+        "Driver": network.driver,
         "EnableIPv4": network.ipv4,
         "EnableIPv6": network.ipv6,
         "IPAM": {
@@ -119,7 +119,7 @@ class NetworkVerbs:
             if filters.boolean("dangling", True) != dangling:
                 return False
         return (
-            filters.matches_exactly("driver", "null" if network.driver == "none" else network.driver)
+            filters.matches_exactly("driver", network.driver)
             and filters.matches_prefix("id", network.id)
             and filters.matches_text("name", network.name)
             and filters.matches_exactly("scope", network.scope)
@@ -180,7 +180,7 @@ class NetworkVerbs:
                 raise Conflict(
                     "container sharing network namespace with another container or host cannot be connected to any other network"
                 )
-            if mode == "none" or network.driver == "none":
+            if mode == "none" or network.driver == "null":
                 raise InvalidParameter(
                     "container cannot be connected to multiple networks with one of the networks in private (none) mode"
                 )

@@ -23,6 +23,7 @@ from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
 from dray.network import bandwidth, detour, endpoints, firewall, forwarding, hostfiles, live, sandbox, sysctls
 from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
+from dray.network.claim import Claim, check_bridge
 from dray.network.host import HostDriver
 from dray.network.ipam import Ipam
 from dray.network.macvlan import IpvlanDriver, MacvlanDriver
@@ -64,11 +65,12 @@ class Controller:
             )
         }
         self._networks = Networks(records, config, self._host, self._ipam, self._drivers)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._host.close)
+            self._claim = Claim(config.table_name, config.bridge)
+            undo.callback(self._claim.close)
             self._firewall = firewall.of_config(config, self._host)
-        except BaseException:
-            self._host.close()
-            raise
+            undo.pop_all()
         self._publisher = Publisher(config, self._firewall, HostPorts(), self._host, self._network)
         self._pool = NamespacePool(namespaces)
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
@@ -82,6 +84,8 @@ class Controller:
         saying what to do, where the host forbids what is needed.
         """
         self._networks.load()
+        for network in self._bridges():
+            check_bridge(self._host, self._config.table_name, network.interface, network.id)
         for container_id, held in running.items():
             for endpoint in held:
                 self._adopt(container_id, endpoint)
@@ -122,6 +126,7 @@ class Controller:
         if self._firewall is not None:
             self._firewall.close()
         self._host.close()
+        self._claim.close()
 
     def networks(self) -> list[Network]:
         """Return all networks, by name."""

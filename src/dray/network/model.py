@@ -203,7 +203,7 @@ class NetworkConfig:
     """The daemon's networking settings, under dockerd's own names.
 
     bridge: name of the default bridge's interface (made when missing), `none` for no default network
-    table: name of the nftables tables; two daemons on one host need two
+    table: name of the nftables tables, of which each daemon of a host needs its own; empty: from the bridge's name
     default_binding: the address that ports are published on when none is named (`--ip`)
     address_pools: (CIDR, prefix length) that networks without a subnet are cut from; empty: Docker's defaults
     ipv6_pools: the same for IPv6; empty: a ULA prefix made from the machine's id
