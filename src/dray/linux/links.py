@@ -148,19 +148,17 @@ def veth_request(name: str, peer: str, *, peer_netns: int, master: int, mac: str
     return Request(f"create veth {name}", RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
 
 
-def pair_request(
-    name: str, peer: str, *, mac: str, peer_mac: str, master: int = 0, peer_master: int = 0
-) -> Request:
-    """Create a veth pair with both ends here, each with its MAC address and on its bridge, if any."""
+def pair_request(name: str, peer: str, *, mac: str, peer_mac: str, master: int = 0) -> Request:
+    """Create a veth pair with both ends here, each with its MAC address; `name` a port of bridge index `master`."""
 
-    def end(called: str, address: str, bridge: int) -> bytes:
+    def end(called: str, address: str) -> bytes:
         body = link_message() + netlink.text(IFLA_IFNAME, called)
-        body += netlink.attribute(IFLA_ADDRESS, mac_bytes(address))
-        return body + (netlink.u32(IFLA_MASTER, bridge) if bridge else b"")
+        return body + netlink.attribute(IFLA_ADDRESS, mac_bytes(address))
 
-    far = netlink.attribute(VETH_INFO_PEER | netlink.NLA_F_NESTED, end(peer, peer_mac, peer_master))
+    far = netlink.attribute(VETH_INFO_PEER | netlink.NLA_F_NESTED, end(peer, peer_mac))
     kind = netlink.text(IFLA_INFO_KIND, "veth") + netlink.nested(IFLA_INFO_DATA, far)
-    body = end(name, mac, master) + netlink.nested(IFLA_LINKINFO, kind)
+    body = end(name, mac) + (netlink.u32(IFLA_MASTER, master) if master else b"")
+    body += netlink.nested(IFLA_LINKINFO, kind)
     return Request(f"create veth {name}", RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
 
 
@@ -228,6 +226,12 @@ def rename_request(index: int, name: str) -> Request:
 def mtu_request(index: int, mtu: int) -> Request:
     """Set an interface's MTU."""
     return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, link_message(index) + netlink.u32(IFLA_MTU, mtu))
+
+
+def mtu_request_of(name: str, mtu: int) -> Request:
+    """Set the MTU of an interface by name."""
+    body = link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MTU, mtu)
+    return Request(f"set MTU {mtu} of {name}", RTM_NEWLINK, 0, body)
 
 
 def settle_request(name: str) -> Request:

@@ -137,6 +137,11 @@ def duplicate(address: int, device: int) -> bytes:
     return _expression("dup", netlink.be32(1, address), netlink.be32(2, device))
 
 
+def no_tracking() -> bytes:
+    """Let the packet belong to no flow (before the flows are looked up: priority raw)."""
+    return _expression("notrack")
+
+
 def counter() -> bytes:
     """Count packets and bytes."""
     return _expression("counter", netlink.be64(1, 0), netlink.be64(2, 0))

@@ -8,6 +8,8 @@ knows its own among all interfaces.
 An endpoint's MAC address is made from its IPv4 address (02:42: and the four bytes), as Docker did for ten years:
 an address that moves to another container keeps its MAC, so that no neighbour's ARP entry goes stale.
 
+A bridge that is full of endpoints gets another beneath it (`network/extensions.py`).
+
 Bridges without traffic between their containers (`enable_icc=false`) isolate their ports in the bridge itself,
 which needs no br_netfilter.
 """
@@ -24,6 +26,7 @@ from dray.linux import links
 from dray.linux.links import Link, Links
 from dray.linux.netlink import Request
 from dray.network import bandwidth, options, sysctls
+from dray.network.extensions import Extensions
 from dray.network.model import Endpoint, Network, parse_flag
 
 _FLAGS = (options.ICC, options.MASQUERADE, options.DEFAULT_BRIDGE, options.INHIBIT_IPV4)
@@ -49,6 +52,7 @@ class BridgeDriver:
         self._host = host
         self._owner = owner
         self._indices: dict[str, int] = {}
+        self._extensions = Extensions(host, owner=owner)
 
     def interface(self, network: Network) -> str:
         """Return the bridge's name: the asked one, else from the network's id, as Docker's."""
@@ -102,6 +106,7 @@ class BridgeDriver:
         elif link.kind != "bridge":
             raise InvalidParameter(f"interface {name} exists and is not a bridge: choose another name")
         self._indices[name] = link.index
+        self._extensions.adopt(network)
         wanted = set() if network.flag(options.INHIBIT_IPV4, False) else _gateways(network, 4)
         wanted |= _gateways(network, 6) | ({"fe80::1/64"} if network.ipv6 else set())
         present = {str(found) for _, found in self._host.addresses(link.index)}
@@ -117,11 +122,12 @@ class BridgeDriver:
     def down(self, network: Network) -> None:
         """Delete the bridge."""
         self._indices.pop(network.interface, None)
-        try:
-            self._host.apply([links.delete_request(network.interface)])
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
+        for name in [*self._extensions.forget(network), network.interface]:
+            try:
+                self._host.apply([links.delete_request(name)])
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
 
     def plug(self, network: Network, endpoint: Endpoint, netns: int) -> None:
         """Make the veth pair, one end a port of the bridge, the other in the sandbox."""
@@ -138,37 +144,47 @@ class BridgeDriver:
         if index is None:
             self.up(network)
             index = self._indices[network.interface]
-        mtu = options.mtu(network)
-        self._host.apply(
-            [
-                links.veth_request(
-                    endpoint.veth, endpoint.interface, peer_netns=netns, master=index, mac=endpoint.mac, mtu=mtu
-                ),
-                self._port(network, endpoint),
-            ]
-        )
+        master = self._extensions.choose(network, index)
+        self._host.apply(self._pair(network, endpoint, netns, master))
+        self._extensions.plugged(master, endpoint.veth)
 
-    def _port(self, network: Network, endpoint: Endpoint) -> Request:
+    def _pair(self, network: Network, endpoint: Endpoint, netns: int, master: int) -> list[Request]:
+        mtu = options.mtu(network)
+        return [
+            links.veth_request(
+                endpoint.veth, endpoint.interface, peer_netns=netns, master=master, mac=endpoint.mac, mtu=mtu
+            ),
+            self._port(network, endpoint.veth, f"{self._owner}/{endpoint.container_id}"),
+        ]
+
+    def _port(self, network: Network, name: str, alias: str) -> Request:
         return links.port_request(
-            endpoint.veth,
+            name,
             hairpin=True,  # br_netfilter redirects inside the bridge: a container's own published port needs it
             isolated=not network.flag(options.ICC, True),
-            alias=f"{self._owner}/{endpoint.container_id}",
+            alias=alias,
             ipv6=sysctls.has_ipv6(),
         )
 
     def replug(self, network: Network, endpoint: Endpoint, link: Link) -> None:
         """Put a running container's host end right after a restart of the daemon, if it is not."""
         index = self._indices[network.interface]
-        if link.master != index or not link.up:
-            self._host.apply([links.enslave_request(endpoint.veth, index), self._port(network, endpoint)])
+        right = link.master in (index, *self._extensions.indices(network))
+        self._extensions.plugged(link.master if right else index, endpoint.veth)
+        if not right or not link.up:
+            alias = f"{self._owner}/{endpoint.container_id}"
+            master = link.master if right else index
+            self._host.apply(
+                [links.enslave_request(endpoint.veth, master), self._port(network, endpoint.veth, alias)]
+            )
 
     def sweep(self, keep: Collection[str]) -> list[str]:
         """Cut off the interfaces that are ours and not to `keep` (by name); return their names for deletion."""
+        wanted = {*keep, *self._extensions.names()}
         found = [
             link.name
             for link in self._host.links()
-            if link.alias.startswith(f"{self._owner}/") and link.name not in keep
+            if link.alias.startswith(f"{self._owner}/") and link.name not in wanted
         ]
         if found:
             self._host.apply([links.release_request(name) for name in found])
@@ -181,6 +197,7 @@ class BridgeDriver:
 
     def unplug(self, network: Network, endpoint: Endpoint) -> None:
         """Take the host's end off the bridge and down. The pair goes with its namespace, or by `delete`."""
+        self._extensions.unplugged(endpoint.veth)
         try:
             self._host.apply([links.release_request(endpoint.veth)])
         except OSError as error:

@@ -16,6 +16,7 @@ GATEWAY_MODE = {4: BRIDGE_OPTION + "gateway_mode_ipv4", 6: BRIDGE_OPTION + "gate
 HOST_ADDRESS = {4: OPTION + "host_ipv4", 6: OPTION + "host_ipv6"}
 MTU = OPTION + "driver.mtu"
 INTERFACE_PREFIX = OPTION + "container_iface_prefix"
+BELOW = "drayx"  # begins the names of bridges beneath a full one
 PARENT = "parent"
 MACVLAN_MODE = "macvlan_mode"
 IPVLAN_MODE = "ipvlan_mode"

@@ -183,6 +183,8 @@ def rules(family: int, networks: Sequence[Network], settings: Settings) -> list[
         ("publish", _publish(family, exact=True), "published on one address"),
         ("publish", _publish(family, exact=False), "published on all addresses"),
     ]
+    below = [nft.meta(nft.META_IIFNAME), nft.compare(options.BELOW.encode()), nft.no_tracking()]
+    found.append(("raw", below, "switched beneath a full bridge"))
     if family == NFPROTO_IPV4:
         for side, words in ((_SOURCE, "pretended"), (_DESTINATION, "not theirs")):
             loopback = _address(family, side, "127.0.0.0/8")
