@@ -98,12 +98,13 @@ def dummy_request(name: str) -> Request:
 
 
 def vxlan_request(name: str, *, vni: int, local: str, port: int, mtu: int) -> Request:
-    """Create a VXLAN interface that learns nothing: its forwarding entries are what `forwarding_request` adds."""
+    """Create a VXLAN interface. It learns which peer an address is behind; whom it asks at first is what
+    `forwarding_request` adds."""
     address = ip_address(local)
     data = (
         netlink.u32(_VXLAN_ID, vni)
         + netlink.attribute(_VXLAN_LOCAL if address.version == 4 else _VXLAN_LOCAL6, address.packed)
-        + netlink.u8(_VXLAN_LEARNING, 0)
+        + netlink.u8(_VXLAN_LEARNING, 1)
         + netlink.be16(_VXLAN_PORT, port)
     )
     return _create(name, "vxlan", data, mtu=mtu)

@@ -178,9 +178,13 @@ class BridgeDriver:
                 [links.enslave_request(endpoint.veth, master), self._port(network, endpoint.veth, alias)]
             )
 
+    def kept(self) -> set[str]:
+        """Return the names of interfaces that are the driver's own, beside its networks' and endpoints'."""
+        return self._extensions.names()
+
     def sweep(self, keep: Collection[str]) -> list[str]:
         """Cut off the interfaces that are ours and not to `keep` (by name); return their names for deletion."""
-        wanted = {*keep, *self._extensions.names()}
+        wanted = {*keep, *self.kept()}
         found = [
             link.name
             for link in self._host.links()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -39,10 +40,13 @@ from dray.network.model import (
 )
 from dray.network.networks import Networks
 from dray.network.none import NoneDriver
+from dray.network.overlay import OverlayDriver
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
 from dray.network.sandbox import NamespacePool
 
+_log = logging.getLogger(__name__)
+_PEERS_SECONDS = 1.0
 _MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 
 
@@ -54,10 +58,12 @@ class Controller:
         self._host = Links.open()
         self._ipam = Ipam(config.address_pools, config.ipv6_pools)
         self._bridge = BridgeDriver(self._host, owner=config.table_name)
+        self._overlay = OverlayDriver(self._host, owner=config.table_name)
         self._drivers: dict[str, Driver] = {
             driver.name: driver
             for driver in (
                 self._bridge,
+                self._overlay,
                 HostDriver(),
                 NoneDriver(),
                 MacvlanDriver(self._host, owner=config.table_name),
@@ -76,6 +82,7 @@ class Controller:
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
+        self._next_look: asyncio.TimerHandle | None = None
 
     async def start(self, running: Mapping[str, Sequence[Endpoint]]) -> None:
         """Make the kernel follow the records; `running` are the stored endpoints of the containers that run.
@@ -97,6 +104,7 @@ class Controller:
                 self._networks.driver(network).up(network)
         self._forward()
         self._reconcile(everything)
+        self._follow_peers()
         if self._firewall is not None:
             asyncio.get_running_loop().add_reader(self._firewall, self._firewall.check)
             self._watching = True
@@ -107,6 +115,8 @@ class Controller:
 
         wipe: no container runs and the host shall be as before: bridges, tables and forwarding go too
         """
+        if self._next_look is not None:
+            self._next_look.cancel()
         await self._pool.close()
         await asyncio.gather(*self._tasks)
         if self._firewall is not None and self._watching:
@@ -120,8 +130,7 @@ class Controller:
                 for family in self._firewall.families:
                     if self._firewall.guarded(family):
                         forwarding.disable(family)
-                if self._bridges():
-                    self._firewall.remove()
+                self._firewall.remove()
             detour.down(self._host, self._config.table_name)
         if self._firewall is not None:
             self._firewall.close()
@@ -180,6 +189,7 @@ class Controller:
             self._rules(undo)
             self._networks.driver(network).up(network)
             self._forward()
+            self._follow_peers()
             undo.pop_all()
         return network
 
@@ -198,6 +208,7 @@ class Controller:
         self._networks.driver(network).down(network)
         self._networks.forget(network)
         self._rules()
+        self._follow_peers()
         return network
 
     async def prune(self, select: Callable[[Network], bool]) -> list[Network]:
@@ -365,6 +376,22 @@ class Controller:
             undo.callback(self._rules)
         self._firewall.set_networks(self._bridges())
 
+    def _follow_peers(self) -> None:
+        """Let forwarding entries and firewall follow the peer tables of overlay networks, now and every second
+        while there is one."""
+        overlays = [found for found in self._networks.all() if found.driver == "overlay" and not found.config_only]
+        for network in overlays:
+            try:
+                self._overlay.refresh(network)
+            except DrayError as error:
+                _log.warning("overlay network %s: %s", network.name, error)
+        if self._firewall is not None:
+            self._firewall.set_overlays(dict(self._overlay.peers(network) for network in overlays))
+        if self._next_look is not None:
+            self._next_look.cancel()
+        loop = asyncio.get_running_loop()
+        self._next_look = loop.call_later(_PEERS_SECONDS, self._follow_peers) if overlays else None
+
     def _forward(self) -> None:
         """Let the host forward packets for the families that its bridges use."""
         if not self._config.ip_forward:
@@ -385,10 +412,11 @@ class Controller:
         present = {link.name: link for link in self._host.links()}
         for endpoint in everything:
             network = self._networks.get(endpoint.network_id)
-            if network is not None and network.driver == "bridge" and endpoint.veth in present:
-                self._bridge.replug(network, endpoint, present[endpoint.veth])
+            driver = self._networks.driver(network) if network is not None else None
+            if network is not None and isinstance(driver, BridgeDriver) and endpoint.veth in present:
+                driver.replug(network, endpoint, present[endpoint.veth])
         keep = {network.interface for network in self._networks.all()} | {endpoint.veth for endpoint in everything}
-        keep |= set(detour.names(self._config.table_name))
+        keep |= self._overlay.kept() | set(detour.names(self._config.table_name))
         left = self._bridge.sweep(keep)
         if left:
             task = asyncio.get_running_loop().create_task(asyncio.to_thread(_delete, left))

@@ -127,7 +127,7 @@ def build(
             address, prefix = pools.take(network.id, network.name, version)
         undo.callback(pools.release, network.id, address)
         changes |= {f"ipv{version}": str(address), f"prefix{version}": prefix}
-        plain = not network.internal and not changes.get("on_link")
+        plain = not network.internal and not changes.get("on_link") and network.driver != "overlay"
         changes[f"gateway{version}"] = _gateway(network, version) if plain else ""
     # A host end is cut off at once. Others end with their namespace, a moment later: until then their MAC is taken.
     derived = str(changes.get("ipv4", "")) if network.driver in WITH_HOST_END else ""

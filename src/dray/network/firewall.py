@@ -27,7 +27,7 @@ a host whose own FORWARD policy is drop needs a rule for the bridge (`blocking_c
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from dray.base.errors import Unsupported
 from dray.linux.links import Links
@@ -59,6 +59,7 @@ class Firewall:
         self.families = tuple(family for family in FAMILIES if family in families)
         self._networks: list[Network] = []
         self._published: dict[Published, None] = {}
+        self._overlays: dict[int, list[str]] = {}
         self._guarded: dict[int, set[str]] = {family: set() for family in FAMILIES}
 
     def close(self) -> None:
@@ -72,7 +73,7 @@ class Firewall:
 
     def check(self) -> None:
         """Put our tables back if somebody else deleted them."""
-        if self._watch.deleted(self._table) and self._networks:
+        if self._watch.deleted(self._table) and (self._networks or self._overlays):
             self.restore()
 
     def start(self, networks: Sequence[Network], published: Iterable[Published]) -> None:
@@ -115,6 +116,22 @@ class Firewall:
             self._fill(batch)
             batches.append(batch)
         self._commit(*batches)
+
+    def set_overlays(self, overlays: Mapping[int, Sequence[str]]) -> None:
+        """Let frames of these overlay networks (by number) in from these hosts alone."""
+        wanted = {vni: list(hosts) for vni, hosts in overlays.items()}
+        if wanted == self._overlays or NFPROTO_IPV4 not in self.families:
+            return
+        self._overlays = wanted
+        batch = Batch(NFPROTO_IPV4, self._table)
+        for name in rules.OVERLAY_SETS:
+            batch.flush_set(name)
+        self._fill_overlays(batch)
+        self._commit(batch)
+
+    def _fill_overlays(self, batch: Batch) -> None:
+        for name, elements in rules.overlay_elements(self._overlays).items():
+            batch.add_elements(name, elements)
 
     def guard(self, family: int, interfaces: Iterable[str]) -> None:
         """Drop what would be forwarded between these interfaces: they were there before we made the host
@@ -174,6 +191,8 @@ class Firewall:
             batch.add_chain(name, hook)
         batch.add_chain("publish")
         self._fill(batch)
+        if batch.family == NFPROTO_IPV4:
+            self._fill_overlays(batch)
         ports = [port for port in self._published if port.family == batch.family]
         for name, elements in rules.port_elements(ports).items():
             batch.add_elements(name, elements)

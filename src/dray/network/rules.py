@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
@@ -28,6 +28,7 @@ from dray.linux.nftables import (
     TYPE_INTERFACE,
     TYPE_IPV4,
     TYPE_IPV6,
+    TYPE_MARK,
     TYPE_PROTOCOL,
     TYPE_SERVICE,
     Element,
@@ -40,6 +41,8 @@ from dray.network import options
 from dray.network.model import Network
 
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": 132}
+VXLAN_PORT = 4789  # IANA
+_VNI_OFFSET = 12  # behind UDP's eight bytes and VXLAN's flags
 _VERSION = {NFPROTO_IPV4: 4, NFPROTO_IPV6: 6}
 _ADDRESS_TYPE = {NFPROTO_IPV4: TYPE_IPV4, NFPROTO_IPV6: TYPE_IPV6}
 _ICMP = {NFPROTO_IPV4: socket.IPPROTO_ICMP, NFPROTO_IPV6: socket.IPPROTO_ICMPV6}
@@ -55,6 +58,7 @@ CHAINS = {
     "forward": Hook("filter", HOOK_FORWARD, PRIORITY_FILTER),
 }
 NETWORK_SETS = ("bridges", "internal", "unprotected", "routed", "icc", "trusted", "guarded")
+OVERLAY_SETS = ("overlays", "overlay_peers")
 PORT_SETS = ("published", "published_any", "direct")
 _PAIRS = ("icc", "trusted")
 
@@ -118,6 +122,8 @@ def sets(family: int) -> list[Set]:
         Set("published_any", (TYPE_PROTOCOL, TYPE_SERVICE), target),
         Set("direct", (TYPE_PROTOCOL, address, TYPE_SERVICE)),
     ]
+    if family == NFPROTO_IPV4:
+        found += [Set("overlays", (TYPE_MARK,)), Set("overlay_peers", (TYPE_IPV4, TYPE_MARK))]
     for name in NETWORK_SETS:
         found.append(Set(name, (TYPE_INTERFACE, TYPE_INTERFACE) if name in _PAIRS else (TYPE_INTERFACE,)))
     return found
@@ -165,6 +171,34 @@ def network_elements(family: int, networks: Sequence[Network], guarded: Iterable
     return found
 
 
+def overlay_elements(overlays: Mapping[int, Sequence[str]]) -> dict[str, list[Element]]:
+    """Return what the sets hold for these overlay networks (number → hosts that may send its frames)."""
+    numbers = {vni: padded(vni.to_bytes(3, "big")) for vni in overlays}
+    return {
+        "overlays": [Element(number) for number in numbers.values()],
+        "overlay_peers": [
+            Element(ip_address(host).packed + numbers[vni]) for vni, hosts in overlays.items() for host in hosts
+        ],
+    }
+
+
+def _foreign_frames() -> list[bytes]:
+    """Go on only with a frame of one of our overlay networks from a host that is not one of its peers."""
+    offset, length = _SOURCE[NFPROTO_IPV4]
+    return [
+        nft.meta(nft.META_L4PROTO),
+        nft.compare(bytes((socket.IPPROTO_UDP,))),
+        nft.payload(nft.TRANSPORT, 2, 2),
+        nft.compare(VXLAN_PORT.to_bytes(2, "big")),
+        nft.payload(nft.TRANSPORT, _VNI_OFFSET, 3),
+        nft.lookup("overlays"),
+        nft.payload(nft.NETWORK, offset, length, nft.REG32),
+        nft.payload(nft.TRANSPORT, _VNI_OFFSET, 3, nft.REG32 + 1),
+        nft.lookup("overlay_peers", inverted=True, register=nft.REG32),
+        nft.verdict(nft.VERDICT_DROP),
+    ]
+
+
 Rule = tuple[str, list[bytes], str]
 
 
@@ -186,6 +220,7 @@ def rules(family: int, networks: Sequence[Network], settings: Settings) -> list[
     below = [nft.meta(nft.META_IIFNAME), nft.compare(options.BELOW.encode()), nft.no_tracking()]
     found.append(("raw", below, "switched beneath a full bridge"))
     if family == NFPROTO_IPV4:
+        found.append(("raw", _foreign_frames(), "overlay frames of hosts that are no peers"))
         for side, words in ((_SOURCE, "pretended"), (_DESTINATION, "not theirs")):
             loopback = _address(family, side, "127.0.0.0/8")
             expressions = [*_interface(nft.META_IIFNAME, "bridges"), loopback, nft.verdict(nft.VERDICT_DROP)]
