@@ -200,7 +200,9 @@ def sysctls(endpoints: Sequence[Endpoint], *, ipv6: bool) -> dict[str, str]:
         for setting in filter(None, endpoint.driver_opts.get(SYSCTLS, "").split(",")):
             name, equals, value = setting.partition("=")
             parts = name.strip().split(".")
-            if not equals or len(parts) < 5 or parts[0] != "net" or parts[3] != "IFNAME":
+            if (
+                not equals or len(parts) < 5 or parts[0] != "net" or parts[3].upper() != "IFNAME"
+            ):  # the client writes it small
                 raise InvalidParameter(
                     f"invalid {SYSCTLS} {setting!r}: it reads net.X.Y.IFNAME.Z=value, with the word IFNAME"
                 )
