@@ -16,7 +16,7 @@ from netlab import LocalNamespaces, MemoryRecords, Server, entered, output, priv
 from test_network_ports import A, private_neighbour
 
 from dray.base.errors import InvalidParameter, Unsupported
-from dray.network import controller as controller_module
+from dray.network import peers
 from dray.network.asks import NetworkAsk
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig, Pool, SandboxAsk
@@ -48,7 +48,7 @@ def overlay(number: int, table: Path) -> NetworkAsk:
 
 @pytest.fixture
 async def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pair]:
-    monkeypatch.setattr(controller_module, "_PEERS_SECONDS", 0.05)
+    monkeypatch.setattr(peers, "SECONDS", 0.05)
     with private_host() as first, private_neighbour(first) as second:
         made = Pair([], [first, second], [tmp_path / "peers0.json", tmp_path / "peers1.json"])
         for number, host in enumerate(made.hosts):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -20,7 +19,6 @@ from dray.base.errors import DrayError, Forbidden, NotFound
 from dray.base.records import Records
 from dray.linux import links
 from dray.linux.links import Links
-from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
 from dray.network import bandwidth, detour, endpoints, firewall, forwarding, hostfiles, live, sandbox, sysctls
 from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
@@ -41,12 +39,11 @@ from dray.network.model import (
 from dray.network.networks import Networks
 from dray.network.none import NoneDriver
 from dray.network.overlay import OverlayDriver
+from dray.network.peers import PeerFollower
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
 from dray.network.sandbox import NamespacePool
 
-_log = logging.getLogger(__name__)
-_PEERS_SECONDS = 1.0
 _MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 
 
@@ -82,7 +79,7 @@ class Controller:
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
-        self._next_look: asyncio.TimerHandle | None = None
+        self._peers = PeerFollower(self._overlay, self._firewall, self._networks.all)
 
     async def start(self, running: Mapping[str, Sequence[Endpoint]]) -> None:
         """Make the kernel follow the records; `running` are the stored endpoints of the containers that run.
@@ -104,7 +101,7 @@ class Controller:
                 self._networks.driver(network).up(network)
         self._forward()
         self._reconcile(everything)
-        self._follow_peers()
+        self._peers.follow()
         if self._firewall is not None:
             asyncio.get_running_loop().add_reader(self._firewall, self._firewall.check)
             self._watching = True
@@ -115,8 +112,7 @@ class Controller:
 
         wipe: no container runs and the host shall be as before: bridges, tables and forwarding go too
         """
-        if self._next_look is not None:
-            self._next_look.cancel()
+        self._peers.close()
         await self._pool.close()
         await asyncio.gather(*self._tasks)
         if self._firewall is not None and self._watching:
@@ -189,7 +185,7 @@ class Controller:
             self._rules(undo)
             self._networks.driver(network).up(network)
             self._forward()
-            self._follow_peers()
+            self._peers.follow()
             undo.pop_all()
         return network
 
@@ -208,7 +204,7 @@ class Controller:
         self._networks.driver(network).down(network)
         self._networks.forget(network)
         self._rules()
-        self._follow_peers()
+        self._peers.follow()
         return network
 
     async def prune(self, select: Callable[[Network], bool]) -> list[Network]:
@@ -376,36 +372,12 @@ class Controller:
             undo.callback(self._rules)
         self._firewall.set_networks(self._bridges())
 
-    def _follow_peers(self) -> None:
-        """Let forwarding entries and firewall follow the peer tables of overlay networks, now and every second
-        while there is one."""
-        overlays = [found for found in self._networks.all() if found.driver == "overlay" and not found.config_only]
-        for network in overlays:
-            try:
-                self._overlay.refresh(network)
-            except DrayError as error:
-                _log.warning("overlay network %s: %s", network.name, error)
-        if self._firewall is not None:
-            self._firewall.set_overlays(dict(self._overlay.peers(network) for network in overlays))
-        if self._next_look is not None:
-            self._next_look.cancel()
-        loop = asyncio.get_running_loop()
-        self._next_look = loop.call_later(_PEERS_SECONDS, self._follow_peers) if overlays else None
-
     def _forward(self) -> None:
         """Let the host forward packets for the families that its bridges use."""
-        if not self._config.ip_forward:
-            return
-        ours = {network.interface for network in self._bridges()}
-        ours |= {endpoint.veth for held in self._endpoints.values() for endpoint in held.values()}
-        routed = [network for network in self._bridges() if not network.internal]
-        for family, used in (
-            (NFPROTO_IPV4, any(network.ipv4 for network in routed)),
-            (NFPROTO_IPV6, any(network.ipv6 for network in routed)),
-        ):
-            if used:
-                drop = not self._config.ip_forward_no_drop
-                forwarding.enable(family, self._host, self._firewall, ours, drop=drop)
+        if self._config.ip_forward:
+            veths = {endpoint.veth for held in self._endpoints.values() for endpoint in held.values()}
+            drop = not self._config.ip_forward_no_drop
+            forwarding.follow(self._bridges(), self._host, self._firewall, veths, drop=drop)
 
     def _reconcile(self, everything: Sequence[Endpoint]) -> None:
         """Put host ends of running containers right, and remove interfaces that nothing wants any more."""

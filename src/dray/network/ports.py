@@ -17,13 +17,12 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from dray.base.errors import Internal, InvalidParameter
 from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
 from dray.network import sysctls
 from dray.network.model import Endpoint, PortAsk, PortBinding
-from dray.network.rules import PROTOCOLS, Published
+from dray.network.rules import PROTOCOLS, Published, parsed
 
 _BACKLOG = 512
 _KINDS = {
@@ -183,11 +182,11 @@ class HostPorts:
             yield port
 
     def _taken(self, protocol: str, host: str, port: int) -> bool:
-        version = ip_address(host).version
+        wanted = parsed(host)
         for other in self._held.get((protocol, port), ()):
-            address = ip_address(other)
-            if address.version == version and (
-                address.is_unspecified or other == host or ip_address(host).is_unspecified
+            address = parsed(other)
+            if address.version == wanted.version and (
+                address.is_unspecified or other == host or wanted.is_unspecified
             ):
                 return True
         return False
@@ -239,14 +238,14 @@ def _check(ask: PortAsk) -> None:
         raise InvalidParameter(f"invalid port: {ask.first}-{last}:{ask.container_port}")
     if ask.host_ip:
         try:
-            ip_address(ask.host_ip)
+            parsed(ask.host_ip)
         except ValueError:
             raise InvalidParameter(f"invalid hostIP: {ask.host_ip}") from None
 
 
 def _host_addresses(ask: PortAsk, default_ip: str, reach: Reach) -> list[str]:
     if ask.host_ip:
-        return [str(ip_address(ask.host_ip))]
+        return [str(parsed(ask.host_ip))]
     if default_ip == "0.0.0.0" and reach.ipv6:
         return ["0.0.0.0", "::"]
     return [default_ip]

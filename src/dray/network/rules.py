@@ -9,7 +9,8 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from dray.linux import nftables_expressions as nft
 from dray.linux.nftables import (
@@ -113,6 +114,12 @@ class Settings:
     detour: Detour | None = None
 
 
+@lru_cache(maxsize=256)
+def parsed(text: str) -> IPv4Address | IPv6Address:
+    """Read an address; those of thousands of ports are few."""
+    return ip_address(text)
+
+
 def sets(family: int) -> list[Set]:
     """Return the sets and maps of a table."""
     address = _ADDRESS_TYPE[family]
@@ -134,10 +141,10 @@ def port_elements(ports: Iterable[Published]) -> dict[str, list[Element]]:
     found: dict[str, list[Element]] = {name: [] for name in PORT_SETS}
     direct: dict[bytes, Element] = {}
     for port in ports:
-        host = ip_address(port.host_ip)
+        host = parsed(port.host_ip)
         protocol = padded(bytes((PROTOCOLS[port.protocol],)))
         service = padded(port.host_port.to_bytes(2, "big"))
-        value = ip_address(port.address).packed + padded(port.port.to_bytes(2, "big"))
+        value = parsed(port.address).packed + padded(port.port.to_bytes(2, "big"))
         if port.direct:
             direct.setdefault(protocol + value, Element(protocol + value, comment=port.comment))
         if not port.host_port:
