@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address
-
-import msgspec
+from typing import Any
 
 from dray.base.errors import Forbidden, InvalidParameter, NotFound
-from dray.network.model import Pool
+from dray.network.model import NetworkTerms
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
 
 
-class NetworkAsk(msgspec.Struct, frozen=True, kw_only=True):
-    """A network to create, as the API asks for it (`POST /networks/create`)."""
+class NetworkAsk(NetworkTerms, frozen=True, kw_only=True):
+    """A network to create; empty words stand for the engine's defaults."""
 
-    name: str
     driver: str = ""
     scope: str = ""
-    ipv4: bool = True
-    ipv6: bool = False
-    internal: bool = False
-    attachable: bool = False
-    ingress: bool = False
-    config_only: bool = False
-    config_from: str = ""
     ipam_driver: str = ""
-    ipam_options: dict[str, str] = {}
-    pools: list[Pool] = []
-    options: dict[str, str] = {}
-    labels: dict[str, str] = {}
+
+    def terms(self) -> dict[str, Any]:
+        """Return what the network takes over as it is, by field."""
+        return {field: getattr(self, field) for field in NetworkTerms.__struct_fields__}
 
 
 def check(ask: NetworkAsk) -> None:

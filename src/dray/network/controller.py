@@ -17,7 +17,6 @@ from contextlib import ExitStack
 
 from dray.base.errors import DrayError, Forbidden, NotFound
 from dray.base.records import Records
-from dray.linux import links
 from dray.linux.links import Links
 from dray.network import bandwidth, detour, endpoints, firewall, forwarding, hostfiles, live, sandbox, sysctls
 from dray.network.asks import NetworkAsk
@@ -289,7 +288,7 @@ class Controller:
             taken = [link.name for link in inside.links()]
             (built,) = endpoints.name_interfaces([built], self._network, taken)
             self._plug(built, netns, undo)
-            undo.callback(_forget, inside, built)
+            undo.callback(live.forget, inside, built)
             settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
             sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
             sandbox.wire(inside, [built], fresh=False)
@@ -314,7 +313,7 @@ class Controller:
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside:
             self._networks.driver(network).unplug(network, known)
             self._release(known)
-            _forget(inside, known)
+            live.forget(inside, known)
             after = self._rerouted(inside, list(held.values()), gone=known)
         self._endpoints[container_id] = {end.network_id: end for end in after}
         return after
@@ -391,21 +390,6 @@ class Controller:
         keep |= self._overlay.kept() | set(detour.names(self._config.table_name))
         left = self._bridge.sweep(keep)
         if left:
-            task = asyncio.get_running_loop().create_task(asyncio.to_thread(_delete, left))
+            task = asyncio.get_running_loop().create_task(asyncio.to_thread(live.delete, left))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
-
-def _forget(inside: Links, endpoint: Endpoint) -> None:
-    """Delete an endpoint's interface in a sandbox that lives on."""
-    if endpoint.interface:
-        with contextlib.suppress(OSError):  # somebody in the container was faster
-            inside.apply([links.delete_request(endpoint.interface)])
-
-
-def _delete(names: Sequence[str]) -> None:
-    """Delete interfaces: slow (15 ms each and more), so on a thread, over a socket of its own."""
-    with Links.open() as host:
-        for name in names:
-            with contextlib.suppress(OSError):  # gone with its namespace meanwhile
-                host.apply([links.delete_request(name)])

@@ -35,14 +35,10 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     configured: bool = False
 
 
-class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """A network. `created` is unix nanoseconds; `interface` the host's interface behind it (a bridge's name)."""
+class NetworkTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What an ask for a network and the network itself have in common, under the API's names."""
 
-    id: str
     name: str
-    driver: str
-    created: int = 0
-    scope: str = "local"
     ipv4: bool = True
     ipv6: bool = False
     internal: bool = False
@@ -50,11 +46,20 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     ingress: bool = False
     config_only: bool = False
     config_from: str = ""
-    ipam_driver: str = "default"
     ipam_options: dict[str, str] = {}
     pools: list[Pool] = []
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+
+
+class Network(NetworkTerms, frozen=True, kw_only=True):
+    """A network. `created` is unix nanoseconds; `interface` the host's interface behind it (a bridge's name)."""
+
+    id: str
+    driver: str
+    created: int = 0
+    scope: str = "local"
+    ipam_driver: str = "default"
     interface: str = ""
 
     @property

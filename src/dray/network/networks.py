@@ -130,21 +130,11 @@ class Networks:
         network_id = digest.new_id()
         opts = dict(self._config.default_network_opts.get(driver, {})) | ask.options
         network = Network(
+            **ask.terms() | {"options": ask.options if ask.config_only else opts},
             id=network_id,
-            name=ask.name,
             driver="null" if ask.config_only else driver,
             created=time.time_ns(),
-            ipv4=ask.ipv4,
-            ipv6=ask.ipv6,
-            internal=ask.internal,
-            attachable=ask.attachable,
-            config_only=ask.config_only,
-            config_from=ask.config_from,
             ipam_driver=ask.ipam_driver or "default",
-            ipam_options=ask.ipam_options,
-            pools=ask.pools,
-            options=ask.options if ask.config_only else opts,
-            labels=ask.labels,
         )
         if not ask.config_from:
             return self._named(network)
