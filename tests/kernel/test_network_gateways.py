@@ -13,7 +13,7 @@ from test_network_ports import A, B, Lab, port, private_neighbour
 
 from dray.base.errors import Unsupported
 from dray.network.asks import NetworkAsk
-from dray.network.model import Pool, PortAsk
+from dray.network.model import EndpointAsk, Pool, PortAsk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -209,3 +209,24 @@ async def test_a_strict_reverse_path_filter_is_refused(lab: Lab) -> None:
         file.write("1")
     with pytest.raises(Unsupported, match="rp_filter"):
         await lab.controller(respect_host_firewall=True)
+
+
+async def test_a_network_without_addresses_and_one_of_ipv6_alone(lab: Lab) -> None:
+    network = await lab.controller()
+    await network.create(NetworkAsk(name="bare", ipam_driver="null"))
+    await network.create(NetworkAsk(name="six", ipv4=False, ipv6=True))
+    bare = await lab.run(network, A, mode="bare", ports=[port(8080)])
+    six = await lab.run(network, B, mode="six", ports=[port(8081)])
+    assert (bare.endpoints[0].ipv4, bare.endpoints[0].ipv6, bare.endpoints[0].ports) == ("", "", [])
+    assert "eth0" in output(bare.netns, "ip", "link", "show", "up")
+    assert (six.endpoints[0].ipv4, bool(six.endpoints[0].ipv6)) == ("", True)
+    lab.serve(six, 80, family=socket.AF_INET6)
+    assert say(lab.outside, "2001:db8::1", 8081) == "2001:db8::9 hi"
+
+
+async def test_link_local_addresses(lab: Lab) -> None:
+    network = await lab.controller()
+    await network.create(NetworkAsk(name="one", pools=POOLS[:1]))
+    ask = EndpointAsk(network="one", link_local=["169.254.7.7"])
+    made = await lab.run(network, A, mode="one", endpoints=[ask])
+    assert "169.254.7.7/16" in output(made.netns, "ip", "address", "show", "eth0")

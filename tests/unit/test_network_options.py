@@ -58,7 +58,7 @@ def test_respecting_a_firewall_needs_one() -> None:
 def test_peer_tables_that_are_none(tmp_path: Path, text: str) -> None:
     table = tmp_path / "peers.json"
     table.write_text(text)
-    with pytest.raises(InvalidParameter, match="peers.json"):
+    with pytest.raises(InvalidParameter, match=r"peers\.json"):
         overlay.read_peers(str(table))
 
 
