@@ -23,6 +23,7 @@ from typing import Any
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig, accept_mark
+from dray.daemon.registries import registry_settings, shown_by_info
 from dray.engine import security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
@@ -51,6 +52,7 @@ from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
+from dray.registry.remote import RemoteRegistries
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
@@ -151,6 +153,7 @@ class House:
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
+        self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
         self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
         self.execs = ExecTable(
@@ -212,6 +215,7 @@ class House:
                 self.image_verbs,
                 self.volume_verbs,
                 self._settings(settings),
+                self.registries,
                 limits=self.limits,
                 listeners=lambda: self.events.listeners,
             ),
@@ -221,7 +225,13 @@ class House:
             archives=Archives(self.registry, self.snapshots, self.volumes, self.events, self.layout),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
-            transfer=Transfers(self.images),
+            transfer=Transfers(
+                self.images,
+                self.registries,
+                downloads=self.config["max-concurrent-downloads"],
+                uploads=self.config["max-concurrent-uploads"],
+                download_attempts=self.config["max-download-attempts"],
+            ),
             networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
             events=self.events,
@@ -242,6 +252,7 @@ class House:
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
+            **shown_by_info(self.registries.settings),
         )
 
     def _container_removed(self, record: ContainerRecord) -> None:
