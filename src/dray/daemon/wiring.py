@@ -15,13 +15,14 @@ import os
 import shutil
 import signal
 import ssl
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
-from dray.daemon.config import DaemonConfig
+from dray.daemon.config import DaemonConfig, accept_mark
 from dray.daemon.registries import registry_settings, shown_by_info
 from dray.engine import apparmor, security
 from dray.engine.archives import Archives
@@ -79,6 +80,7 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
     """Return the networking half of the configuration."""
     return NetworkConfig(
         bridge=config["bridge"] or "dray0",
+        table=f"dray-{zlib.crc32(config['data-root'].encode()):08x}" if config["bridge"] == "none" else "",
         bip=config["bip"],
         bip6=config["bip6"],
         fixed_cidr=config["fixed-cidr"],
@@ -94,6 +96,10 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
         iptables=config["iptables"],
         ip6tables=config["ip6tables"],
         userland_proxy=config["userland-proxy"],
+        default_network_opts=config["default-network-opts"],
+        allow_direct_routing=config["allow-direct-routing"],
+        accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
+        respect_host_firewall=config["respect-host-firewall"],
         address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
     )
 

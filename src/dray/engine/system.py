@@ -23,6 +23,7 @@ from dray.linux.cgroups.facilities import Capabilities
 from dray.plugins.registry import NETWORK, VOLUME, Plugins
 from dray.registry.model import Registries
 
+NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"]
 LOG_DRIVERS = ["json-file", "local", "none"]
 
 
@@ -125,7 +126,7 @@ class System:
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
                 volume=sorted({"local", *self._plugins.active(VOLUME)}),
-                network=sorted({"bridge", "host", "none", *self._plugins.active(NETWORK)}),
+                network=sorted([*NETWORK_DRIVERS, *self._plugins.active(NETWORK)]),
                 authorization=list(settings.authorization) or None,
                 log=LOG_DRIVERS,
             ),
