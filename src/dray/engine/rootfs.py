@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import tempfile
@@ -74,18 +75,29 @@ def _detached(mount: Mount, read_only: bool) -> int:
         os.close(detached)
 
 
-def _add_layers(context: int, lower: Sequence[str]) -> bool:
-    """Name the layers one by one; False on a kernel before 6.5, where they do not fit (255 bytes) in one string."""
+@functools.cache
+def _takes_layers_one_by_one() -> bool:
+    """Tell whether overlayfs knows `lowerdir+` (Linux 6.5). An older one swallows any option until it mounts."""
+    context = libc.fsopen("overlay")
     try:
+        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", "/proc/self/no-such-directory")
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    finally:
+        os.close(context)
+    return False
+
+
+def _add_layers(context: int, lower: Sequence[str]) -> bool:
+    """Name the layers; False on a kernel before 6.5 where they do not fit (255 bytes) in one string."""
+    if _takes_layers_one_by_one():
         for path in lower:
             libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", path)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        together = ":".join(lower)
-        if len(together) > 255:
-            return False
-        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", together)
+        return True
+    together = ":".join(lower)
+    if len(together) > 255:
+        return False
+    libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", together)
     return True
 
 

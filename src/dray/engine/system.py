@@ -20,8 +20,10 @@ from dray.engine.images import ImageVerbs
 from dray.engine.registry import Registry
 from dray.engine.volumes import VolumeVerbs
 from dray.linux.cgroups.facilities import Capabilities
+from dray.plugins.registry import NETWORK, VOLUME, Plugins
 from dray.registry.model import Registries
 
+NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"]
 LOG_DRIVERS = ["json-file", "local", "none"]
 
 
@@ -40,6 +42,8 @@ class Settings:
     debug: bool
     live_restore: bool
     min_api_version: str
+    security_options: list[str] = field(default_factory=list)
+    authorization: list[str] = field(default_factory=list)
     address_pools: list[tuple[str, int]] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
     insecure_networks: list[str] = field(default_factory=list)
@@ -58,6 +62,7 @@ class System:
         containers: Containers,
         images: ImageVerbs,
         volumes: VolumeVerbs,
+        plugins: Plugins,
         settings: Settings,
         registries: Registries,
         *,
@@ -67,6 +72,7 @@ class System:
         self._registry = registry
         self._containers = containers
         self._images = images
+        self._plugins = plugins
         self._volumes = volumes
         self._settings = settings
         self._registries = registries
@@ -119,7 +125,10 @@ class System:
             driver_status=[["Backing Filesystem", _filesystem(settings.data_root)]],
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
-                volume=["local"], network=["bridge", "host", "none"], authorization=None, log=LOG_DRIVERS
+                volume=sorted({"local", *self._plugins.active(VOLUME)}),
+                network=sorted([*NETWORK_DRIVERS, *self._plugins.active(NETWORK)]),
+                authorization=list(settings.authorization) or None,
+                log=LOG_DRIVERS,
             ),
             memory_limit=limits.memory_limit,
             swap_limit=limits.swap_limit,
@@ -161,9 +170,10 @@ class System:
                 for name, spec in settings.runtimes.items()
             },
             default_runtime=settings.default_runtime,
+            init_binary="docker-init",
             swarm=api.SwarmInfo(local_node_state="inactive"),
             live_restore_enabled=settings.live_restore,
-            security_options=["name=seccomp,profile=builtin", "name=cgroupns"],
+            security_options=settings.security_options,
             default_address_pools=[api.AddressPool(base=base, size=size) for base, size in settings.address_pools],
             firewall_backend=api.FirewallInfo(driver="nftables"),
             warnings=_warnings(limits),

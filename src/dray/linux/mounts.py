@@ -146,7 +146,7 @@ def parse_options(words: Iterable[str]) -> Options:
 def option_words() -> list[str]:
     """Return every option word that is understood here rather than by a file system."""
     recursive = [f"r{word}" for word in _FLAGS if word not in ("defaults", "bind", "rbind", "remount")]
-    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup"})
+    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup", "idmap", "ridmap"})
 
 
 def fd_path(fd: int) -> str:
@@ -300,6 +300,24 @@ def _read_link(parent: int, name: str) -> str | None:
         raise
 
 
+def change_root(root: int, *, pivot: bool = True) -> None:
+    """Make the root's mount the root of this mount namespace and let go of the host's tree (pivot_root(2))."""
+    if not pivot:
+        os.fchdir(root)
+        libc.mount(".", "/", "", libc.MS_MOVE)
+        os.chroot(".")
+        os.chdir("/")
+        return
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(root)
+    libc.pivot_root(".", ".")
+    os.fchdir(old)
+    libc.mount("", ".", "", libc.MS_SLAVE | libc.MS_REC)  # the detach must not propagate to the host
+    libc.umount2(".", libc.MNT_DETACH)
+    os.close(old)
+    os.chdir("/")
+
+
 def is_device(fd: int, major: int, minor: int) -> bool:
     """Tell whether `fd` is the character device major:minor."""
     status = os.fstat(fd)
@@ -313,6 +331,24 @@ def mount_id(fd: int) -> int:
             if line.startswith("mnt_id:"):
                 return int(line.split()[1])
     raise OSError(errno.ENOSYS, "the kernel tells no mnt_id in fdinfo", f"/proc/self/fdinfo/{fd}")
+
+
+def is_mounted(path: str) -> bool:
+    """Tell whether something is mounted on a directory or file: a bind of the same file system too, which the device
+    numbers that os.path.ismount compares do not show."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        here = os.open(path, flags)
+    except FileNotFoundError:
+        return False
+    try:
+        parent = os.open(os.path.dirname(path), flags)
+        try:
+            return mount_id(here) != mount_id(parent)
+        finally:
+            os.close(parent)
+    finally:
+        os.close(here)
 
 
 def require_magic(fd: int, magic: int, path: str) -> None:
