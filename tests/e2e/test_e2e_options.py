@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from conftest import House
 from dray.linux.cgroups import capabilities
-from support.engines import Engine
+from images import cache
+from support.engines import Drayd, Engine
 from support.option_cases import CASES, ULIMITS, V1, Case
 
 PARTITION = next(
-    (f"/dev/{name}" for name in sorted(os.listdir("/sys/block")) if not name.startswith(("loop", "ram", "zram"))), ""
+    (f"/dev/{name}" for name in sorted(os.listdir("/sys/block")) if not name.startswith(("loop", "ram", "zram"))),
+    "",
 )
 
 
@@ -39,11 +47,38 @@ def _book(engine: Engine, name: str, case: Case) -> None:
     raise AssertionError(f"no cgroup of {controller}")
 
 
+@pytest.fixture
+def bfq(tmp_path: Path) -> Iterator[str]:
+    """A block device that the scheduler bfq serves; "" where there is none to be had."""
+    image = tmp_path / "disk"
+    subprocess.run(["truncate", "-s", "16M", image], check=True)
+    made = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True, check=False)
+    if made.returncode:
+        yield ""
+        return
+    device = made.stdout.strip()
+    try:
+        scheduler = Path("/sys/block", Path(device).name, "queue/scheduler")
+        try:
+            scheduler.write_text("bfq")
+        except OSError:
+            yield ""
+        else:
+            yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_flag(engine: Engine, case: Case, folder: Path) -> None:
+def test_flag(engine: Engine, case: Case, folder: Path, request: pytest.FixtureRequest) -> None:
     options = [option.replace("{folder}", str(folder)).replace("{device}", PARTITION) for option in case.options]
     if any("{device}" in option for option in case.options) and not PARTITION:
         pytest.skip("this machine has no block device")
+    if any("{bfq}" in option for option in options):
+        device = request.getfixturevalue("bfq")
+        if not device:
+            pytest.skip("this kernel has no loop device that bfq schedules")
+        options = [option.replace("{bfq}", device) for option in options]
     if case.needs and not getattr(capabilities(), case.needs):
         assert case.otherwise is not None
         case = case.otherwise
@@ -54,7 +89,7 @@ def test_flag(engine: Engine, case: Case, folder: Path) -> None:
     named = [] if name == "called" else ["--name", name]
     done = engine.docker("run", *named, *options, "busybox", *command, input="given")
     if case.refused:
-        assert (done.returncode, case.refused in done.stderr) == (125, True), done.stderr
+        assert (done.returncode, case.refused in done.stderr) == (case.status, True), done.stderr
         assert engine.ok("ps", "-aq", "-f", "status=running") == ""
         return
     assert done.returncode == 0, done.stderr
@@ -86,3 +121,74 @@ def test_ulimit(engine: Engine, name: str) -> None:
     shown = engine.ok("run", "--rm", "--ulimit", f"{name}={value}", "busybox", "cat", "/proc/self/limits")
     line = next(line for line in shown.splitlines() if line.lower().startswith(f"max {row}"))
     assert line[26:].split()[:2] == [str(value), str(value)]
+
+
+def test_cdi(engine: Engine, folder: Path) -> None:
+    """A device by its CDI name: node, variable, mount, hook and group; `--gpus` stands for a name."""
+    specs = folder / "cdi"
+    specs.mkdir()
+    edits = {
+        "env": ["FROM_CDI=yes"],
+        "deviceNodes": [{"path": "/dev/by-name", "hostPath": "/dev/net/tun", "permissions": "r"}],
+        "mounts": [{"hostPath": str(folder / "env"), "containerPath": "/mnt/env", "options": ["ro", "bind"]}],
+        "hooks": [{"hookName": "createRuntime", "path": "/bin/touch", "args": ["touch", str(folder / "hooked")]}],
+        "additionalGids": [4712],
+    }
+    gpu = {"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": [{"name": "all", "containerEdits": edits}]}
+    (specs / "gpu.json").write_text(json.dumps(gpu))
+    script = "echo $FROM_CDI; : </dev/by-name && echo 1; (: >/dev/by-name); head -n 1 /mnt/env; id -G"
+    engine.restart(extra=["--cdi-spec-dir", str(specs)])
+    try:
+        for options in (["--gpus", "all"], ["--device", "nvidia.com/gpu=all"]):
+            done = engine.docker("run", "--rm", *options, "busybox", "sh", "-c", script)
+            assert done.stdout.split("\n") == ["yes", "1", "# a comment", "0 4712", ""], done.stderr
+            assert "not permitted" in done.stderr
+            assert (folder / "hooked").exists()
+            (folder / "hooked").unlink()
+        words = engine.fails("run", "--rm", "--device", "nvidia.com/gpu=7", "busybox", "true", status=125)
+        assert "CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=7" in words
+        info = engine.get("/info")
+        assert info["CDISpecDirs"] == [str(specs)]
+        assert info["DiscoveredDevices"] == [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}]
+    finally:
+        engine.restart()
+
+
+def privileged() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE."""
+    status = Path("/proc/self/status").read_text()
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> 24 & 1)
+
+
+def test_size_of_what_a_container_writes(house: House) -> None:
+    """`--storage-opt size=` on a file system with project quotas; the quota goes with the container."""
+    house.up()
+    base = Path(tempfile.mkdtemp(prefix="drayd-quota-", dir="/var/tmp"))
+    image, place = base / "image", base / "place"
+    place.mkdir()
+    subprocess.run(["truncate", "-s", "400M", image], check=True)
+    kinds = ([], ["mkfs.ext4", "-O", "project,quota", "-E", "quotatype=prjquota"], ["mkfs.xfs", "-f"])
+    # ext4's quotas bind nobody who has CAP_SYS_RESOURCE, and then the engine refuses them.
+    for make in kinds[2:] if privileged() else kinds[1:]:
+        subprocess.run([*make, "-q", image], check=True)
+        if not subprocess.run(["mount", "-o", "loop,prjquota", image, place], capture_output=True, check=False).returncode:
+            break
+    else:
+        shutil.rmtree(base)
+        pytest.skip("this kernel has no project quotas that bind root")
+    engine = Drayd(place / "engine", flags=["--bridge", "none"])
+    try:
+        engine.start()
+        engine.load(cache.busybox_archive())
+        script = "dd if=/dev/zero of=/file bs=1M count=8 2>&1 | tail -n 1; mv /file /renamed; ls /renamed"
+        done = engine.docker("run", "--name", "box", "--storage-opt", "size=4m", "busybox", "sh", "-c", script)
+        assert "No space left" in done.stdout + done.stderr or "quota exceeded" in done.stdout + done.stderr
+        assert "/renamed" in done.stdout
+        engine.ok("start", "-a", "box")  # the limit is still there, and what was written too
+        engine.ok("rm", "-f", "box")
+        engine.ok("run", "--rm", "busybox", "sh", "-c", "dd if=/dev/zero of=/file bs=1M count=8")
+    finally:
+        engine.remove_everything()
+        engine.destroy()
+        subprocess.run(["umount", place], check=True)
+        shutil.rmtree(base)

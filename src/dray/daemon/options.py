@@ -70,6 +70,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("default-init", "str", refused="use init-path"),
     Option("log-driver", "str", "log-driver", "", "json-file", "Logging driver of containers that name none"),
     Option("log-opts", "map", "log-opt", "", {}, "Its options, key=value"),
+    Option(
+        "cdi-spec-dirs",
+        "list",
+        "cdi-spec-dir",
+        "",
+        ["/etc/cdi", "/var/run/cdi"],
+        "Where CDI specs of devices are; the last one wins",
+    ),
     # Storage
     Option("storage-driver", "str", "storage-driver", "s", "", "overlay2 (default) or vfs"),
     Option("storage-opts", "list", "storage-opt", "", [], "", "overlay2 and vfs have no options here"),
@@ -175,7 +183,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("cri-containerd", "bool", "cri-containerd", refused=NO_CONTAINERD),
     Option("containerd-namespace", "str", "containerd-namespace", refused=NO_CONTAINERD),
     Option("containerd-plugin-namespace", "str", "containerd-plugins-namespace", refused=NO_CONTAINERD),
-    Option("cdi-spec-dirs", "list", "cdi-spec-dir", refused="there are no CDI devices yet"),
     Option("nri-opts", "json", "nri-opts", refused="there is no NRI"),
     Option("metrics-addr", "str", "metrics-addr", refused="there are no metrics yet"),
     Option("selinux-enabled", "bool", "selinux-enabled", refused="SELinux is not supported yet"),

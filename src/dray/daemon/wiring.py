@@ -136,6 +136,7 @@ def defaults(config: DaemonConfig) -> Defaults:
         init_path=config["init-path"] or tinyinit.install(f"{config['data-root']}/docker-init"),
         host_gateways=gateways,
         resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
+        cdi_spec_dirs=config["cdi-spec-dirs"],
     )
 
 
@@ -273,6 +274,7 @@ class House:
             min_api_version=config["min-api-version"],
             security_options=_security_options(config),
             authorization=config["authorization-plugins"],
+            cdi_spec_dirs=config["cdi-spec-dirs"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
             **shown_by_info(self.registries.settings),
         )

@@ -19,7 +19,7 @@ import msgspec
 from dray.api import models as api
 from dray.api.requests import CreateOptions
 from dray.base import digest
-from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.files import remove_tree
 from dray.engine import clock, initfiles, merge, mounts, names, rootfs, validate
 from dray.engine.events import Events
@@ -28,10 +28,11 @@ from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.mountsources import view_key
 from dray.engine.registry import Registry
+from dray.engine.validate.options import storage_size
 from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
-from dray.store.snapshots import Snapshots
+from dray.store.snapshots import SizedSnapshots, Snapshots
 from dray.volumes.local import ANONYMOUS, copy_up
 from dray.volumes.table import VolumeTable
 
@@ -59,6 +60,7 @@ class Defaults:
     init_path: str = ""
     host_gateways: list[str] = field(default_factory=list)
     resolv_conf: str = "/etc/resolv.conf"
+    cdi_spec_dirs: list[str] = field(default_factory=list)
 
 
 class Creator:
@@ -134,6 +136,8 @@ class Creator:
             undo.callback(remove_tree, directory)
             self._snapshots.prepare(container_id, image.chain_id)
             undo.callback(self._snapshots.remove, container_id)
+            if size := storage_size(host):
+                self._limit(container_id, size)
             initfiles.mark(self._snapshots.upper(container_id))
             await self._prepare_mounts(record, undo)
             record.state.status, record.remove_volumes = "created", False
@@ -154,6 +158,12 @@ class Creator:
                 image = self._images.find(point.source)
                 await self._images.ready(image)
                 point.image_id, point.chain_id = image.id, image.chain_id or ""
+
+    def _limit(self, key: str, size: int) -> None:
+        """Limit what the container may write, where the storage driver can."""
+        if not isinstance(self._snapshots, SizedSnapshots):
+            raise Unsupported(f"--storage-opt size is not supported by the storage driver {self._snapshots.name}")
+        self._snapshots.limit(key, size)
 
     def _announce(self, record: ContainerRecord, undo: AsyncExitStack) -> None:
         """Write a creation that makes anonymous volumes down as a removal, which it is until it succeeds: a daemon

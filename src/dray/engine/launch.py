@@ -168,7 +168,12 @@ class Launcher:
     ) -> dict[str, Any]:
         variables = [line for link in linked for line in link.variables]
         facts = self._facts.find(record, attachment, linked_env=variables, mounts=mounts)
-        return spec.build(record.config, record.host_config, facts)
+        document = spec.build(record.config, record.host_config, facts)
+        if record.host_config.device_requests:
+            from dray.engine import cdi
+
+            cdi.apply(document, cdi.find(record.host_config.device_requests, self._defaults.cdi_spec_dirs))
+        return document
 
     # -- task ----------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Settings:
     min_api_version: str
     security_options: list[str] = field(default_factory=list)
     authorization: list[str] = field(default_factory=list)
+    cdi_spec_dirs: list[str] = field(default_factory=list)
     address_pools: list[tuple[str, int]] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
     insecure_networks: list[str] = field(default_factory=list)
@@ -177,6 +178,8 @@ class System:
             default_address_pools=[api.AddressPool(base=base, size=size) for base, size in settings.address_pools],
             firewall_backend=api.FirewallInfo(driver="nftables"),
             warnings=_warnings(limits),
+            cdi_spec_dirs=settings.cdi_spec_dirs,
+            discovered_devices=await asyncio.to_thread(_devices, settings.cdi_spec_dirs),
         )
 
     async def disk_usage(self, *, types: tuple[str, ...], verbose: bool) -> api.DiskUsage:
@@ -218,6 +221,15 @@ def _filesystem(path: str) -> str:
             if inside and len(point) >= len(best):
                 best, kind = point, after.split()[0]
     return kind
+
+
+def _devices(directories: list[str]) -> list[api.DeviceInfo]:
+    """Return the devices that CDI specs name."""
+    if not any(os.path.isdir(directory) for directory in directories):
+        return []
+    from dray.engine import cdi
+
+    return [api.DeviceInfo(source="cdi", id=name) for name in sorted(cdi.read(directories).devices)]
 
 
 def _warnings(limits: Capabilities) -> list[str] | None:

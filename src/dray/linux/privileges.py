@@ -104,15 +104,23 @@ def _drop_bounding(keep: int) -> None:
             raise
 
 
+_LOCKS = 10  # RLIMIT_LOCKS of asm-generic/resource.h, which Python does not name; Linux keeps and ignores it
+
+
+def _number(name: str) -> int:
+    number = _LOCKS if name == "RLIMIT_LOCKS" else getattr(resource, name, None)
+    if number is None:
+        raise OSError(errno.EINVAL, "prlimit: no such limit", name)
+    return int(number)
+
+
 def set_rlimit(pid: int, name: str, soft: int, hard: int) -> None:
     """prlimit(2); `name` is RLIMIT_*, -1 is unlimited. OSError(EPERM) names the ulimit.
 
     Without CAP_SYS_RESOURCE nobody may set another user's limits: one that is merely lowered is left to
     `lower_rlimit`.
     """
-    number = getattr(resource, name, None)
-    if number is None:
-        raise OSError(errno.EINVAL, "prlimit: no such limit", name)
+    number = _number(name)
     try:
         resource.prlimit(pid, number, (_limit(soft), _limit(hard)))
     except PermissionError as error:
@@ -131,7 +139,7 @@ def set_rlimit(pid: int, name: str, soft: int, hard: int) -> None:
 
 def lower_rlimit(name: str, soft: int, hard: int) -> None:
     """Set a limit of the calling process, unless it is set already."""
-    number, wanted = getattr(resource, name), (_limit(soft), _limit(hard))
+    number, wanted = _number(name), (_limit(soft), _limit(hard))
     if resource.getrlimit(number) != wanted:
         resource.setrlimit(number, wanted)
 
