@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,26 +12,50 @@ from pathlib import Path
 import pytest
 
 from dray.base.errors import Conflict, InvalidParameter, NotFound
-from dray.linux import mounts as mounts_of
 from dray.runtime.model import Mount
+from dray.runtime.operations import MountRoot
+from dray.runtime.served import attachable
+from dray.runtime.stage import Stage
+from dray.store.btrfs import Btrfs
+from dray.store.fuseoverlay import FuseOverlay
 from dray.store.layers.diff import write_layer
 from dray.store.metadata import Metadata
 from dray.store.overlay import Overlay
 from dray.store.snapshots import LayerSource
 from dray.store.vfs import Vfs
+from support.disks import disk
 from support.layers import describe, entry, folder, hardlink, make, source, symlink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
-Driver = Overlay | Vfs
+Driver = Overlay | Vfs | Btrfs | FuseOverlay
+DRIVERS: dict[str, type[Driver]] = {kind.name: kind for kind in (Overlay, Vfs, Btrfs, FuseOverlay)}
 Opener = Callable[[], Driver]
 
 
-@pytest.fixture(params=["overlay2", "vfs"])
+@pytest.fixture(scope="session")
+def btrfs_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A btrfs of its own, on a loop device."""
+    if shutil.which("mkfs.btrfs") is None or "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("btrfs: no mkfs.btrfs (btrfs-progs), or a kernel without it")
+    folder = tmp_path_factory.mktemp("btrfs")
+    with disk(folder, "mkfs.btrfs", "-q", size=256 << 20) as path:
+        yield path
+
+
+@pytest.fixture(params=["overlay2", "vfs", "btrfs", "fuse-overlayfs"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Open the driver, or open it again as after a kill."""
     opened: list[tuple[Driver, Metadata]] = []
-    kind = {"overlay2": Overlay, "vfs": Vfs}[request.param]
+    kind = DRIVERS[request.param]
+    root = tmp_path / "data" / request.param
+    if request.param == "btrfs":
+        root.parent.mkdir()
+        below = request.getfixturevalue("btrfs_disk") / tmp_path.name
+        below.mkdir()
+        root.symlink_to(below)
+    if request.param == "fuse-overlayfs" and not (shutil.which("fuse-overlayfs") and os.path.exists("/dev/fuse")):
+        pytest.skip("fuse-overlayfs: the program or /dev/fuse is missing")
 
     def close() -> None:
         for driver, records in opened:
@@ -41,7 +66,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     def again() -> Driver:
         close()
         records = Metadata(tmp_path / "data" / "metadata.db")
-        opened.append((kind(tmp_path / "data" / request.param, records), records))
+        opened.append((kind(root, records), records))
         return opened[0][0]
 
     yield again
@@ -55,14 +80,11 @@ def driver(reopen: Opener) -> Driver:
 
 @contextlib.contextmanager
 def mounted(mounts: list[Mount], at: Path) -> Iterator[Path]:
+    """Mount as the runtime does."""
     at.mkdir(exist_ok=True)
-    (mount,) = mounts
-    if mount.type == "bind":
-        subprocess.run(["mount", "--bind", mount.source, at], check=True)
-        if "ro" in mount.options:
-            subprocess.run(["mount", "-o", "remount,bind,ro", at], check=True)
-    else:
-        mounts_of.mount_filesystem(mount.type, mount.source, str(at), mounts_of.parse_options(mount.options))
+    with attachable(mounts) as (mount,):
+        MountRoot(str(at), (mount,)).execute(stage := Stage(cgroup_paths={}, enter_cgroup=lambda: None))
+    os.close(stage.root)
     try:
         yield at
     finally:

@@ -11,6 +11,7 @@ Needs Linux 5.12 (mount_setattr).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -175,8 +176,9 @@ def _mount_with_fsconfig(fstype: str, source: str, target: str, options: Options
         for word in options.data.split(","):
             key, equals, value = word.partition("=")
             if fstype == "overlay" and key == "lowerdir":
-                for layer in value.split(":"):
-                    libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", layer)
+                if not add_lower_layers(context, value.split(":")):
+                    _mount_with_short_names(source, target, options)
+                    return
             elif equals:
                 libc.fsconfig(context, libc.FSCONFIG_SET_STRING, key, value)
             else:
@@ -189,6 +191,41 @@ def _mount_with_fsconfig(fstype: str, source: str, target: str, options: Options
         libc.move_mount(tree, "", libc.AT_FDCWD, target, libc.MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(tree)
+
+
+def add_lower_layers(context: int, layers: Iterable[str]) -> bool:
+    """Name an overlay's lower layers one by one; False on a kernel that does not know `lowerdir+`."""
+    try:
+        for layer in layers:
+            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", layer)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def _mount_with_short_names(source: str, target: str, options: Options) -> None:
+    """Mount an overlay whose options exceed mount(2)'s page: layers are named below descriptors of their directories.
+
+    About 200 layers fit; OSError (E2BIG) beyond.
+    """
+    with contextlib.ExitStack() as scope:
+        directories: dict[str, int] = {}
+
+        def short(path: str) -> str:
+            directory, _, name = path.rpartition("/")
+            if directory not in directories:
+                directories[directory] = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                scope.callback(os.close, directories[directory])
+            return f"{fd_path(directories[directory])}/{name}"
+
+        words = []
+        for word in options.data.split(","):
+            key, equals, value = word.partition("=")
+            layers = ":".join(map(short, value.split(":"))) if key == "lowerdir" else value
+            words.append(f"{key}{equals}{layers}")
+        libc.mount(source, target, "overlay", options.flags, ",".join(words))
 
 
 def clone_tree(source: str | int, *, recursive: bool = False) -> int:

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from dray.linux import cgroups, libc, namespaces, privileges, processes
 from dray.linux.cgroups import Cgroup
-from dray.runtime import console, document, program, rootfs, validate
+from dray.runtime import console, document, program, rootfs, served, validate
 from dray.runtime.handshake import Channel, Failed, Mapped, Prepared, Proceed, Ready, Staged, Start
 from dray.runtime.hooks import Hook, hooks_of, run_hooks
 from dray.runtime.model import CreateRequest, Stdio
@@ -152,7 +152,7 @@ def run_stage(order: Order, flags: int, join: Mapping[str, int], channel: Channe
 
 def _settle(order: Order, channel: Channel) -> None:
     stdio = order.request.stdio
-    keep = {channel.socket.fileno(), *order.join.values()}
+    keep = {channel.socket.fileno(), *order.join.values(), *served.descriptors(order.request.rootfs)}
     keep |= {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr, order.starts) if fd is not None}
     settle(keep, die_with_parent=order.die_with_parent, name="dray:[init]")
 

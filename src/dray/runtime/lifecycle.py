@@ -29,6 +29,7 @@ from dray.runtime.handshake import Channel, Mapped, Message, Prepared, Proceed, 
 from dray.runtime.hooks import hooks_of, run_hooks
 from dray.runtime.model import CreateRequest, ExecRequest, Started
 from dray.runtime.program import limits_of, set_limits
+from dray.runtime.served import attachable
 from dray.runtime.state import Container, Saved
 from dray.runtime.validate import Namespaces
 
@@ -51,7 +52,8 @@ class BuiltinRuntime:
         state.check_id(request.id)
         if request.id in self._containers:
             raise Conflict(f"container with id exists: {request.id}")
-        with contextlib.ExitStack() as undo:
+        with attachable(request.rootfs) as layers, contextlib.ExitStack() as undo:
+            request = replace(request, rootfs=layers)
             creation = _Creation(request, self._state_dir, undo, pivot=self._pivot)
             container, console = creation.run()
             undo.pop_all()
