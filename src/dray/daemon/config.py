@@ -19,6 +19,7 @@ from dray import __version__
 from dray.base import units
 from dray.base.errors import InvalidParameter
 from dray.daemon.options import BY_KEY, OPTIONS, Option
+from dray.store import drivers
 
 DEFAULT_FILE = "/etc/dray/daemon.json"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
@@ -211,10 +212,8 @@ def _check(config: DaemonConfig) -> None:
         raise InvalidParameter(f"invalid logging level: {config['log-level']}: use one of {', '.join(LEVELS)}")
     if config["log-format"] not in ("text", "json"):
         raise InvalidParameter(f"invalid log-format {config['log-format']!r}: use text or json")
-    if config["storage-driver"] not in ("", "overlay2", "vfs"):
-        raise InvalidParameter(
-            f"storage driver {config['storage-driver']!r} is not supported: use overlay2 or vfs"
-        )
+    drivers.check_name(config["storage-driver"])
+    drivers.check_options(config["storage-opts"])
     if config["firewall-backend"] != "nftables":
         raise InvalidParameter("firewall-backend must be nftables: dray writes no iptables rules")
     for option in config["exec-opts"]:

@@ -21,6 +21,7 @@ from dray.engine.images import ImageVerbs
 from dray.engine.registry import Registry
 from dray.engine.volumes import VolumeVerbs
 from dray.linux.cgroups.facilities import Capabilities
+from dray.store import drivers
 
 LOG_DRIVERS = ["json-file", "local", "none"]
 
@@ -108,7 +109,7 @@ class System:
             containers_stopped=len(states) - running - paused,
             images=self._images.count(),
             driver=settings.storage_driver,
-            driver_status=[["Backing Filesystem", _filesystem(settings.data_root)]],
+            driver_status=drivers.status(settings.storage_driver, settings.data_root),
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
                 volume=["local"], network=["bridge", "host", "none"], authorization=None, log=LOG_DRIVERS
@@ -180,19 +181,6 @@ class System:
     async def authenticate(self, auth: api.AuthConfig) -> api.AuthResponse:
         """Try credentials against their registry."""
         raise Unsupported(f"login to {auth.serveraddress or 'a registry'}: there is no registry client yet")
-
-
-def _filesystem(path: str) -> str:
-    """Return the type of the file system that holds `path`, from /proc/self/mountinfo."""
-    best, kind = "", "unknown"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            point = before.split()[4]
-            inside = path == point or path.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, after.split()[0]
-    return kind
 
 
 def _warnings(limits: Capabilities) -> list[str] | None:

@@ -77,6 +77,7 @@ _execveat = _prototype("execveat", _int, _str, _pointer, _pointer, _int)
 _personality = _prototype("personality", _ulong)
 _ioprio_set = _prototype("ioprio_set", _int, _int, _int)
 _sched_setattr = _prototype("sched_setattr", _int, _pointer, _uint)
+_getdents64 = _prototype("getdents64", _int, _pointer, _uint)
 _syncfs = _prototype("syncfs", _int)
 _renameat2 = _prototype("renameat2", _int, _str, _int, _str, _uint)
 _inotify_init1 = _prototype("inotify_init1", _int)
@@ -240,6 +241,13 @@ def malloc_trim() -> None:
     """malloc_trim(3): give memory that was freed back to the kernel; nothing where the C library lacks it."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
+
+
+def getdents64(fd: int, size: int = 4096) -> bytes:
+    """getdents64(2): the next entries of a directory as they are (struct linux_dirent64)."""
+    buffer = ctypes.create_string_buffer(size)
+    length = _checked(_getdents64(fd, buffer, size), "getdents64")
+    return buffer.raw[:length]
 
 
 def syncfs(fd: int) -> None:

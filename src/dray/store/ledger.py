@@ -44,6 +44,11 @@ def _short(value: int) -> str:
     return text
 
 
+def kinds(driver: str) -> tuple[str, str]:
+    """Return the kinds of a driver's records: of its layers, and of its active snapshots."""
+    return f"layer.{driver}", f"snapshot.{driver}"
+
+
 class Ledger:
     """The snapshots of one driver below `root`; `own` are the names beside them that belong to the driver itself.
     Thread-safe."""
@@ -62,7 +67,7 @@ class Ledger:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(root, 0o700)
         self._records = records
-        self._kinds = (f"layer.{driver}", f"snapshot.{driver}")
+        self._kinds = kinds(driver)
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
         self._boot = boot_id()

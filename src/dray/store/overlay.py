@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import tempfile
 import threading
 import time
 from collections import deque
@@ -24,8 +25,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.records import Records
+from dray.linux import libc
 from dray.linux.trees import copy_xattrs, remove_path, tree_usage
 from dray.runtime.model import Mount
 from dray.store.layers.extract import Applied, NeedsLower
@@ -52,6 +54,33 @@ def _fixed_options() -> tuple[str, ...]:
             if (_PARAMETERS / name).read_text().strip() == "Y":
                 options.append(f"{name}=off")
     return tuple(options)
+
+
+def probe(root: str | os.PathLike[str]) -> None:
+    """Refuse a place whose file system the kernel's overlayfs cannot write to; Unsupported, with the reason.
+
+    An overlay is made there, detached: nothing of it is left, whatever happens.
+    """
+    with tempfile.TemporaryDirectory(prefix="overlay-", dir=root) as place:
+        for name in ("lower", "upper", "work"):
+            os.mkdir(f"{place}/{name}")
+        context = -1
+        try:
+            context = libc.fsopen("overlay")
+            for name in ("lower", "upper", "work"):
+                libc.fsconfig(context, libc.FSCONFIG_SET_STRING, f"{name}dir", f"{place}/{name}")
+            libc.fsconfig(context, libc.FSCONFIG_CMD_CREATE)
+            mounted = libc.fsmount(context)
+            try:
+                with open(f"/proc/self/fd/{mounted}/file", "xb"):
+                    pass
+            finally:
+                os.close(mounted)
+        except OSError as error:
+            raise Unsupported(f"storage driver overlay2: overlayfs cannot be used in {root}: {error}") from error
+        finally:
+            if context >= 0:
+                os.close(context)
 
 
 class Overlay:
