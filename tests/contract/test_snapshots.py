@@ -471,7 +471,8 @@ def test_hostile_layers_stay_inside(driver: Driver, tmp_path: Path) -> None:
         pass
     else:
         driver.prepare("c", layers[-1].chain_id)
-        contents(driver, "c", tmp_path)
+        with mounted(driver.mounts("c"), tmp_path / "m") as root:
+            assert not (root / "abs").is_symlink() or driver.name in ("vfs", "btrfs")
         driver.changes("c")
     assert victim.read_text() == "untouched"
     assert victim.stat().st_mode & 0o7000 == 0
@@ -500,7 +501,7 @@ def test_a_daemon_killed_while_it_unpacks(reopen: Opener, tmp_path: Path) -> Non
     assert contents(driver, "c", tmp_path)["etc/c"] == b"c"
 
 
-@pytest.mark.parametrize("reopen", ["overlay2", "vfs", "btrfs", "fuse-overlayfs"], indirect=True)
+@pytest.mark.parametrize("reopen", ["overlay2", "btrfs"], indirect=True)
 def test_a_full_disk(reopen: Opener, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """The error says that the disk is full, nothing is left, and what fits can be unpacked afterwards."""
     kind = request.node.callspec.params["reopen"]
