@@ -65,6 +65,11 @@ def test_full_disk(small: Engine) -> None:
     small.ok("kill", "-s", "KILL", "ends")
     assert small.state("stopped")["ExitCode"] == small.state("killed")["ExitCode"] == 137
     assert small.state("waits")["Status"] == "created"
+    # Removals need a write, too: the space for it is kept.
+    small.ok("rename", "waits", "waited")
+    small.ok("rename", "waited", "waits")
+    small.ok("rm", "killed")
+    small.ok("rm", "-f", "ends")
     small.kill()
     small.start()
     assert small.state("runs")["Status"] == "running"

@@ -3,6 +3,7 @@
     <root>/metadata.db        the database
     <root>/metadata.db-wal    its log; every commit is appended here
     <root>/metadata.db-shm    the log's index
+    <root>/metadata.db-spare  space given up when the disk is full, so that removals still go (`ballast`)
 
 Invariants:
 
@@ -29,6 +30,7 @@ from pathlib import Path
 from dray.base.errors import Internal
 from dray.base.files import sync_directory
 from dray.base.records import Change
+from dray.store.ballast import Ballast
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -62,6 +64,7 @@ class Metadata:
             self._migrate()
             self._checkpoint = self._connect()
             self._wal = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            self._ballast = Ballast(Path(f"{self._path}-spare"))
         except BaseException:
             self._connection.close()
             raise
@@ -128,24 +131,45 @@ class Metadata:
             ).fetchall()
 
     def write(self, changes: Sequence[Change]) -> None:
-        """Write all changes or none; they survive a killed process when this returns."""
+        """Write all changes or none; they survive a killed process when this returns.
+
+        On a full disk, what only changes and removes records takes the space that is kept for it.
+        """
         with self._lock, self._told():
-            execute = self._connection.execute
-            execute("BEGIN IMMEDIATE")
-            try:
-                for kind, key, value in changes:
-                    if value is None:
-                        execute(_DELETE, (kind, key))
-                    else:
-                        execute(_PUT, (kind, key, value))
-                execute("COMMIT")
-            except BaseException:
-                # SQLite may have rolled back itself (a full disk); a second ROLLBACK would hide the cause.
-                with contextlib.suppress(sqlite3.OperationalError):
-                    execute("ROLLBACK")
-                raise
+            while True:
+                try:
+                    self._commit(changes)
+                    break
+                except sqlite3.OperationalError as error:
+                    full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+                    if not (full and self._makes_nothing(changes) and self._ballast.release()):
+                        raise
             self._written += 1
             self._log_bytes += sum(_PAGE + len(value or b"") for _, _, value in changes)
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            for kind, key, value in changes:
+                if value is None:
+                    execute(_DELETE, (kind, key))
+                else:
+                    execute(_PUT, (kind, key, value))
+            execute("COMMIT")
+        except BaseException:
+            # SQLite may have rolled back itself (a full disk); a second ROLLBACK would hide the cause.
+            with contextlib.suppress(sqlite3.OperationalError):
+                execute("ROLLBACK")
+            raise
+
+    def _makes_nothing(self, changes: Sequence[Change]) -> bool:
+        """Tell whether every change is about a record that is there."""
+        query = "SELECT 1 FROM record WHERE kind = ? AND key = ?"
+        return all(
+            change.value is None or self._connection.execute(query, (change.kind, change.key)).fetchone()
+            for change in changes
+        )
 
     def sync(self) -> None:
         """Put everything written so far on disk; concurrent callers share one fdatasync."""
@@ -156,6 +180,8 @@ class Metadata:
             covered = self._written
             os.fdatasync(self._wal)
             self._synced = covered
+            with self._lock:
+                self._ballast.refill()
             if self._log_bytes > _CHECKPOINT_BYTES:
                 self._log_bytes = 0
                 self._checkpoint.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -168,5 +194,6 @@ class Metadata:
         with self._lock, self._sync_lock:
             os.close(self._wal)
             self._wal = -1
+            self._ballast.close()
             self._checkpoint.close()
             self._connection.close()
