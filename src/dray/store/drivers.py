@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dray.base.errors import Conflict, DrayError, InvalidParameter, Unsupported
+from dray.base.errors import Conflict, DrayError, InvalidParameter
 from dray.base.records import Records
 from dray.linux import libc
 from dray.store.ledger import kinds
@@ -57,18 +57,18 @@ class Driver(Snapshots, Protocol):
 
 
 def check_name(name: str) -> None:
-    """Refuse a driver that there is not; Unsupported, with the reason."""
+    """Refuse a driver that there is not; InvalidParameter, with the reason."""
     if name in ("", *ORDER):
         return
     drivers = f"use one of {', '.join(ORDER)}"
     if name in _GONE:
-        raise Unsupported(
+        raise InvalidParameter(
             f"storage driver {name!r} is not supported: Docker itself removed it in {_GONE[name]}; {drivers}"
         )
     if name == "zfs":
         missing = "there is no zfs in /proc/filesystems and no program zfs" if not _has_zfs() else "not built"
-        raise Unsupported(f"storage driver 'zfs' is not supported here ({missing}); {drivers}")
-    raise Unsupported(f"storage driver {name!r} is not supported; {drivers}")
+        raise InvalidParameter(f"storage driver 'zfs' is not supported here ({missing}); {drivers}")
+    raise InvalidParameter(f"storage driver {name!r} is not supported; {drivers}")
 
 
 def _has_zfs() -> bool:
