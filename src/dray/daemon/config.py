@@ -19,9 +19,9 @@ from dray import __version__
 from dray.base import units
 from dray.base.errors import InvalidParameter
 from dray.daemon.options import BY_KEY, OPTIONS, Option
+from dray.daemon.registries import DEFAULT_FILE, registry_settings
 from dray.store import drivers
 
-DEFAULT_FILE = "/etc/dray/daemon.json"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -236,6 +236,10 @@ def _check(config: DaemonConfig) -> None:
             raise InvalidParameter(f"runtime {name!r}: unsupported {', '.join(unknown)}; use path and runtimeArgs")
     if config["default-runtime"] not in {"dray", "runc", "crun", *config["runtimes"]}:
         raise InvalidParameter(f"specified default runtime '{config['default-runtime']}' does not exist")
+    for key in ("max-concurrent-downloads", "max-concurrent-uploads", "max-download-attempts"):
+        if config[key] < 1:
+            raise InvalidParameter(f"invalid {key}: {config[key]}: at least 1 is needed")
+    registry_settings(config.values, file=config.file)
     for key in ("bip", "bip6", "fixed-cidr", "fixed-cidr-v6"):
         if config[key]:
             _parsed(key, config[key], ipaddress.ip_interface)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-NO_REGISTRY = "there is no registry client yet"
 NO_SWARM = "there is no swarm mode yet"
 NO_BUILD = "there is no image builder yet"
 NO_CONTAINERD = "dray does without containerd"
@@ -71,6 +70,32 @@ OPTIONS: tuple[Option, ...] = (
     # Storage
     Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs or vfs"),
     Option("storage-opts", "list", "storage-opt", "", [], "Options of storage drivers (none is supported)"),
+    # Registries
+    Option("registry-mirrors", "list", "registry-mirror", "", [], "URL of a mirror of docker.io"),
+    Option(
+        "insecure-registries",
+        "list",
+        "insecure-registry",
+        "",
+        [],
+        "host[:port] or CIDR of registries without verified TLS",
+    ),
+    Option("proxies", "json", default={}, help="http-proxy, https-proxy and no-proxy as one object"),
+    Option("http-proxy", "str", "http-proxy", "", "", "Proxy for plain HTTP (default: HTTP_PROXY)"),
+    Option("https-proxy", "str", "https-proxy", "", "", "Proxy for HTTPS (default: HTTPS_PROXY)"),
+    Option("no-proxy", "str", "no-proxy", "", "", "Hosts that need no proxy (default: NO_PROXY)"),
+    Option(
+        "max-concurrent-downloads",
+        "int",
+        "max-concurrent-downloads",
+        "",
+        3,
+        "Connections that pulls receive over at a time",
+    ),
+    Option("max-concurrent-uploads", "int", "max-concurrent-uploads", "", 5, "Blobs that pushes send at a time"),
+    Option(
+        "max-download-attempts", "int", "max-download-attempts", "", 5, "Attempts at a download without progress"
+    ),
     # Networks
     Option("bridge", "str", "bridge", "b", "", "Name of the default bridge (default dray0), or none"),
     Option("bip", "str", "bip", "", "", "Address of the default bridge, as CIDR"),
@@ -112,15 +137,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("swarm-raft-heartbeat-tick", "int", refused=NO_SWARM),
     Option("swarm-raft-election-tick", "int", refused=NO_SWARM),
     Option("node-generic-resources", "list", "node-generic-resource", refused=NO_SWARM),
-    Option("registry-mirrors", "list", "registry-mirror", refused=NO_REGISTRY),
-    Option("insecure-registries", "list", "insecure-registry", refused=NO_REGISTRY),
-    Option("max-concurrent-downloads", "int", "max-concurrent-downloads", refused=NO_REGISTRY),
-    Option("max-concurrent-uploads", "int", "max-concurrent-uploads", refused=NO_REGISTRY),
-    Option("max-download-attempts", "int", "max-download-attempts", refused=NO_REGISTRY),
-    Option("proxies", "json", refused=NO_REGISTRY),
-    Option("http-proxy", "str", "http-proxy", refused=NO_REGISTRY),
-    Option("https-proxy", "str", "https-proxy", refused=NO_REGISTRY),
-    Option("no-proxy", "str", "no-proxy", refused=NO_REGISTRY),
     Option("builder", "json", refused=NO_BUILD),
     Option("features", "json", "feature", refused="no feature can be switched yet"),
     Option("containerd", "str", "containerd", refused=NO_CONTAINERD),

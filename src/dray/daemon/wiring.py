@@ -22,6 +22,7 @@ from typing import Any
 from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
+from dray.daemon.registries import registry_settings, shown_by_info
 from dray.engine import security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
@@ -50,6 +51,7 @@ from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig
+from dray.registry.remote import RemoteRegistries
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
@@ -140,6 +142,7 @@ class House:
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
+        self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
         self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
         self.execs = ExecTable(
@@ -201,6 +204,7 @@ class House:
                 self.image_verbs,
                 self.volume_verbs,
                 self._settings(settings),
+                self.registries,
                 limits=self.limits,
                 listeners=lambda: self.events.listeners,
             ),
@@ -210,7 +214,13 @@ class House:
             archives=Archives(self.registry, self.snapshots, self.volumes, self.events, self.layout),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
-            transfer=Transfers(self.images),
+            transfer=Transfers(
+                self.images,
+                self.registries,
+                downloads=self.config["max-concurrent-downloads"],
+                uploads=self.config["max-concurrent-uploads"],
+                download_attempts=self.config["max-download-attempts"],
+            ),
             networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
             events=self.events,
@@ -231,6 +241,7 @@ class House:
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
+            **shown_by_info(self.registries.settings),
         )
 
     def _container_removed(self, record: ContainerRecord) -> None:

@@ -14,13 +14,13 @@ from dray.api import models as api
 from dray.api import versions
 from dray.api.filters import Filters
 from dray.api.requests import PingStatus
-from dray.base.errors import Unsupported
-from dray.engine import clock, host
+from dray.engine import clock, host, remote
 from dray.engine.containers import Containers
 from dray.engine.images import ImageVerbs
 from dray.engine.registry import Registry
 from dray.engine.volumes import VolumeVerbs
 from dray.linux.cgroups.facilities import Capabilities
+from dray.registry.model import Registries
 from dray.store import drivers
 
 LOG_DRIVERS = ["json-file", "local", "none"]
@@ -42,6 +42,12 @@ class Settings:
     live_restore: bool
     min_api_version: str
     address_pools: list[tuple[str, int]] = field(default_factory=list)
+    mirrors: list[str] = field(default_factory=list)
+    insecure_networks: list[str] = field(default_factory=list)
+    insecure_hosts: list[str] = field(default_factory=list)
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: str = ""
 
 
 class System:
@@ -54,6 +60,7 @@ class System:
         images: ImageVerbs,
         volumes: VolumeVerbs,
         settings: Settings,
+        registries: Registries,
         *,
         limits: Capabilities,
         listeners: Callable[[], int],
@@ -63,6 +70,7 @@ class System:
         self._images = images
         self._volumes = volumes
         self._settings = settings
+        self._registries = registries
         self._limits = limits
         self._listeners = listeners
 
@@ -139,7 +147,12 @@ class System:
             ncpu=len(os.sched_getaffinity(0)),
             mem_total=host.memory_total(),
             index_server_address="https://index.docker.io/v1/",
-            http_proxy="",
+            http_proxy=settings.http_proxy,
+            https_proxy=settings.https_proxy,
+            no_proxy=settings.no_proxy,
+            registry_config=remote.described(
+                settings.insecure_networks, settings.insecure_hosts, settings.mirrors
+            ),
             name=os.uname().nodename,
             labels=settings.labels,
             experimental_build=settings.experimental,
@@ -180,7 +193,9 @@ class System:
 
     async def authenticate(self, auth: api.AuthConfig) -> api.AuthResponse:
         """Try credentials against their registry."""
-        raise Unsupported(f"login to {auth.serveraddress or 'a registry'}: there is no registry client yet")
+        given = remote.credentials(auth)
+        status, token = await asyncio.to_thread(self._registries.login, auth.serveraddress, given)
+        return api.AuthResponse(status=status, identity_token=token)
 
 
 def _warnings(limits: Capabilities) -> list[str] | None:

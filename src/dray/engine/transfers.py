@@ -2,11 +2,16 @@
 
 Load and import read the request's body from a pipe in a worker thread, and their progress comes back through the
 loop as a stream of messages; a client that goes away breaks the pipe and thereby ends the thread.
+
+Pull and push each run in a thread of their own, not in the loop's pool: they may last for hours, and the pool is what
+everything else in the daemon waits for. A client that goes away cancels them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -14,13 +19,16 @@ from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import Download, ImportOptions, Progress, ProgressStream, Upload
 from dray.base import reference
-from dray.base.errors import InvalidParameter, NotFound, Unavailable
+from dray.base.errors import Forbidden, InvalidParameter, Unauthorized
+from dray.engine import remote
 from dray.engine.bodies import read_body, stream_of
 from dray.engine.images import parse_platform
+from dray.engine.remote import credentials
+from dray.registry.model import Registries
 from dray.store import transfer
+from dray.store.content import STALE
 from dray.store.images import Images
-
-NO_REGISTRY = "there is no registry client yet: bring images in with `docker load` or `docker import`"
+from dray.store.transfer import Cancellation, Downloads, Puller, Pusher, Uploads
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -28,23 +36,64 @@ Report = Callable[[Mapping[str, Any]], None]
 class Transfers:
     """Pull, push, import, load, save, search."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(
+        self,
+        images: Images,
+        registries: Registries,
+        *,
+        downloads: int = 3,
+        uploads: int = 5,
+        download_attempts: int = 5,
+    ) -> None:
         self._images = images
+        self._registries = registries
+        self._downloads = Downloads(images.content, concurrency=downloads, attempts=download_attempts)
+        self._uploads = Uploads(uploads)
 
     async def pull(
         self, image: str, tag: str, *, platform: str, auth: api.AuthConfig | None, meta: Mapping[str, str]
     ) -> ProgressStream:
-        """Say clearly that there is no registry."""
-        raise NotFound(f"cannot pull {image}{':' + tag if tag else ''}: {NO_REGISTRY}")
-        yield
+        """Pull one tag or digest, or all tags (see `store.transfer.pull`)."""
+        name = reference.parse(image)
+        if tag:
+            name = _with(name, tag)
+        wanted = parse_platform(platform)
+
+        def work(report: Report, cancel: Cancellation) -> None:
+            with contextlib.closing(self._registries.repository(name, credentials(auth))) as repository:
+                puller = Puller(self._images, self._downloads, repository, report, cancel, platform=wanted)
+                every = not (name.tag or name.digest)
+                transfer.pull(puller, repository, name, all_tags=every, report=report, images=self._images)
+
+        try:
+            async for message in _cancellable(work):
+                yield message
+        finally:
+            # What a broken-off pull has left is collected when its time is over, whatever happens till then.
+            asyncio.get_running_loop().call_later(STALE + 60, self._expire)
+
+    def _expire(self) -> None:
+        threading.Thread(target=self._images.collect, name="expire", daemon=True).start()
 
     async def push(
         self, name: str, tag: str, *, platform: str, auth: api.AuthConfig | None, meta: Mapping[str, str]
     ) -> ProgressStream:
-        """Say clearly that there is no registry."""
-        self._images.resolve(name)
-        raise Unavailable(f"cannot push {name}: there is no registry client yet; use `docker save`")
-        yield
+        """Push one tag, or all (see `store.transfer.push`)."""
+        parsed = reference.parse(name)
+        if tag:
+            parsed = parsed.with_tag(tag)
+        if parsed.digest is not None:
+            raise InvalidParameter("cannot push a digest reference")
+        wanted = parse_platform(platform)
+
+        def work(report: Report, cancel: Cancellation) -> None:
+            opened = self._registries.repository(parsed, credentials(auth), push=True)
+            with contextlib.closing(opened) as repository:
+                pusher = Pusher(self._images, self._uploads, repository, report, cancel, platform=wanted)
+                transfer.push(pusher, self._images, parsed, all_tags=parsed.tag is None, report=report)
+
+        async for message in _cancellable(work):
+            yield message
 
     async def import_(self, options: ImportOptions, content: Upload) -> ProgressStream:
         """Make an image of a root file system's tar stream."""
@@ -92,12 +141,53 @@ class Transfers:
     async def search(
         self, term: str, *, limit: int, filters: Filters, auth: api.AuthConfig | None
     ) -> list[api.ImageSearchResult]:
-        """Say clearly that there is no registry."""
-        raise Unavailable(f"cannot search for {term}: {NO_REGISTRY}")
+        """Search a registry; filters are ours, registries know none."""
+        return await remote.search(self._registries, term, limit=limit, filters=filters, auth=credentials(auth))
 
     async def distribution(self, name: str, *, auth: api.AuthConfig | None) -> api.DistributionInspect:
-        """Say clearly that there is no registry."""
-        raise Unavailable(f"cannot ask a registry about {name}: {NO_REGISTRY}")
+        """Ask a registry for an image's descriptor and platforms."""
+        return await remote.distribution(self._registries, name, credentials(auth))
+
+
+def _with(name: reference.Reference, tag: str) -> reference.Reference:
+    """Return a name with what the request's `tag` says: a tag or a digest."""
+    if ":" in tag:
+        return reference.parse(f"{name.name}@{tag}")
+    return name.with_tag(tag)
+
+
+async def _cancellable(work: Callable[[Report, Cancellation], None]) -> ProgressStream:
+    """Run `work` in a thread of its own; yield what it reports. Its error is raised behind its last report.
+
+    When the client goes, the thread is told, and ends by itself: nobody waits for it.
+    """
+    loop = asyncio.get_running_loop()
+    reports: asyncio.Queue[Mapping[str, Any] | BaseException | None] = asyncio.Queue()
+    cancel = Cancellation()
+
+    def report(message: Mapping[str, Any] | BaseException | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the daemon is stopping, the loop is closed
+            loop.call_soon_threadsafe(reports.put_nowait, message)
+
+    def run() -> None:
+        try:
+            work(report, cancel)
+        except BaseException as error:
+            report(error)
+        else:
+            report(None)
+
+    threading.Thread(target=run, name="transfer", daemon=True).start()
+    try:
+        while (message := await reports.get()) is not None:
+            if isinstance(message, Unauthorized):
+                # A 401 of the daemon's own would have clients ask for a login, and wait at a terminal for ever.
+                raise Forbidden(message.message) from message
+            if isinstance(message, BaseException):
+                raise message
+            yield _progress(message)
+    finally:
+        cancel.cancel()
 
 
 async def _in_thread(work: Callable[[BinaryIO, Report], None], content: Upload) -> ProgressStream:

@@ -6,7 +6,7 @@ fetch from one repository at a time. `store.transfer` drives it; `registry.remot
 
 Errors are the kinds of `base.errors`: NotFound (no such manifest, blob or repository), Unauthorized (credentials
 are missing or refused), Forbidden, InvalidParameter (the registry sent what it may not send), Unavailable (it does
-not answer, or broke off; worth another try).
+not answer, or broke off; worth another try, unless it is Unreachable).
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from dray.base.errors import Unavailable
 from dray.base.reference import Reference
 from dray.oci.image import Descriptor
+
+
+class Unreachable(Unavailable):
+    """Nothing at this address speaks the protocol, or it cannot be trusted: another try will not help soon."""
+
 
 MANIFEST_LIMIT = 4 << 20  # bytes; the distribution specification advises registries to take no larger ones
 

@@ -3,6 +3,7 @@
     <root>/blobs/sha256/<hex>     a blob, whole and checked, 0600; directories 0700
     <root>/ingest/<name>/data     what has arrived of one
     <root>/ingest/<name>/ref      the key of a resumable ingest; without it the ingest dies with its process
+    <root>/ingest/<name>/parts    which parts of it have arrived, see `partial`
 
 Invariants:
 
@@ -12,6 +13,10 @@ Invariants:
   given up after the records that reference it are. A collection also spares whatever was leased at any time
   since it began, so it never races with a writer (containerd's garbage collection keeps the same rule).
 * A lease lives in memory: after a crash nothing is leased, and what no record references goes at next start.
+* A blob that a transfer has brought in whole bears a bookmark (an ingest with nothing but its `ref`) until what
+  refers to it is recorded: when the transfer breaks off elsewhere, the next one finds it.
+* What a broken-off transfer has left, bookmarked blobs too, goes when it was not touched for `STALE` seconds, or for `STALE_TIGHT` when the
+  file system has less than a twentieth of its space left (`expire`).
 """
 
 from __future__ import annotations
@@ -21,15 +26,19 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from dray.base import digest as digests
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.files import remove_tree, sync_directory, write_atomic
+from dray.store.partial import PART, Partial, Shelf
 
 _CHUNK = 1 << 20
+STALE = 24 * 3600  # seconds that a broken-off transfer waits to be taken up again
+STALE_TIGHT = 3600  # the same while space is short: a disk that has just become full is what often breaks one off
 
 
 class Lease:
@@ -160,6 +169,7 @@ class ContentStore:
         for folder in self._ingests.iterdir():
             if not (folder / "ref").exists():
                 remove_tree(folder)
+        self.expire()
 
     # --- reading
 
@@ -243,6 +253,43 @@ class ContentStore:
             self._close_ingest(folder, remove=ref is None)
             raise
 
+    def partial(self, digest: str, size: int, *, lease: Lease | None = None, part_size: int = PART) -> Partial:
+        """Begin, or go on with, a blob of known digest and size that arrives in parts.
+
+        What has arrived survives the process. Conflict if it is being written already.
+        """
+        digests.parse(digest)
+        folder = self._partial_folder(digest)
+        with self._lock:
+            if folder in self._open:
+                raise Conflict(f"content {digest} is being written already")
+            self._open.add(folder)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(folder / "ref", digest.encode(), durable=False)
+            return Partial(Shelf(self, lease), folder, digest, size, part_size=part_size)
+        except BaseException:
+            self._close_ingest(folder, remove=not (folder / "parts").exists())
+            raise
+
+    def _partial_folder(self, digest: str) -> Path:
+        return self._ingests / hashlib.sha256(f"part {digest}".encode()).hexdigest()
+
+    def forget_bookmarks(self, names: Iterable[str]) -> None:
+        """These digests are referred to by records now (or shall go)."""
+        for folder in map(self._partial_folder, names):
+            with self._lock:
+                if folder not in self._open and not (folder / "data").exists():
+                    remove_tree(folder)
+
+    def _bookmarks(self) -> set[str]:
+        found = set()
+        for folder in list(self._ingests.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                if not (folder / "data").exists():
+                    found.add((folder / "ref").read_text())
+        return found
+
     def put(self, data: bytes, *, lease: Lease | None = None, expected: str | None = None) -> str:
         """Store a small blob; return its digest."""
         digest = expected or digests.of(data)
@@ -266,6 +313,20 @@ class ContentStore:
             return 0
         return size
 
+    def expire(self) -> int:
+        """Remove what broken-off transfers have left for too long; return how many. Those that go on stay."""
+        status = os.statvfs(self._ingests)
+        limit = time.time() - (STALE_TIGHT if status.f_bavail * 20 < status.f_blocks else STALE)
+        count = 0
+        for folder in list(self._ingests.iterdir()):
+            with self._lock, contextlib.suppress(FileNotFoundError):
+                data = folder / "data"
+                touched = (data if data.exists() else folder / "ref").stat().st_mtime
+                if folder not in self._open and touched < limit:
+                    remove_tree(folder)
+                    count += 1
+        return count
+
     def collect(self, mark: Callable[[], set[str]]) -> tuple[int, int]:
         """Remove every blob that `mark()` does not return and no lease covers; return (count, bytes).
 
@@ -275,7 +336,7 @@ class ContentStore:
             with self._lock:
                 self._spared = {digest for lease in self._leases for digest in lease.digests}
             try:
-                return self._sweep(mark())
+                return self._sweep(mark() | self._bookmarks())
             finally:
                 with self._lock:
                     self._spared = None
@@ -291,7 +352,7 @@ class ContentStore:
                     count, freed = count + 1, freed + size
         return count, freed
 
-    # --- for Lease and Ingest
+    # --- for Lease, Ingest and Partial
 
     def _protect(self, lease: Lease, digest: str) -> bool:
         with self._lock:

@@ -4,7 +4,9 @@ All methods are synchronous and thread-safe. `resolve` of a known image takes mi
 deletes (`delete`, `collect`, `ensure_unpacked`, `repair`) belongs off the event loop.
 
 Whatever writes blobs and then names (load, pull, import, build) does so inside `hold()`: until it ends, nothing
-that it writes is collected, neither blobs nor layers.
+that it writes is collected, neither blobs nor layers. While such a hold is open no layer is collected at all; one
+that may last long (a pull) names its layers instead, with `keep_layers`, so that pulls which overlap without end do
+not put off the collection for ever.
 """
 
 from __future__ import annotations
@@ -46,12 +48,13 @@ class Images:
         self.on_event = on_event
         self._records = records
         self._names = Names(records)
-        self._reading = Reading(content)
+        self.reading = Reading(content)
         self._cache: dict[tuple[str, str], Image] = {}
         self._cached_generation = -1
         self._lock = threading.Lock()
         self._holding = threading.Lock()
         self._holds = 0
+        self._kept: dict[Lease, frozenset[str]] = {}
         self._roots: list[Callable[[], set[str]]] = []
 
     # --- reading
@@ -85,9 +88,9 @@ class Images:
         return image
 
     def _read(self, target: Descriptor, platform: Platform | None) -> Image:
-        found = self._reading.choose(target, platform)
-        summaries = self._reading.summaries(target, self.snapshots)
-        blobs = {blob.digest: blob.size for blob in self._reading.blobs(target) if self.content.has(blob.digest)}
+        found = self.reading.choose(target, platform)
+        summaries = self.reading.summaries(target, self.snapshots)
+        blobs = {blob.digest: blob.size for blob in self.reading.blobs(target) if self.content.has(blob.digest)}
         chains = {key for item in self._chains(target) for key in item if self.snapshots.exists(key)}
         config = found.config
         return self._named(
@@ -204,31 +207,40 @@ class Images:
 
     def choose(self, target: Descriptor, platform: Platform | None = None) -> Found:
         """Return a target's manifest for a platform (None: the best for this host); NotFound if it has none."""
-        return self._reading.choose(target, platform)
+        return self.reading.choose(target, platform)
+
+    def target_of(self, name: str) -> Descriptor | None:
+        """Return what a canonical name stands for, None if nothing bears it."""
+        return self._names.target(name)
 
     def founds(self, target: Descriptor) -> Iterator[Found]:
         """Yield every image manifest of a target that can be read."""
-        for descriptor in self._reading.manifests(target):
+        for descriptor in self.reading.manifests(target):
             with contextlib.suppress(DrayError):
-                yield self._reading.found(descriptor)
+                yield self.reading.found(descriptor)
 
     def blobs(self, target: Descriptor) -> Iterator[Descriptor]:
         """Yield every descriptor that a target leads to, itself included, here or not."""
-        return self._reading.blobs(target)
+        return self.reading.blobs(target)
 
     def complete(self, target: Descriptor) -> bool:
         """Tell whether, of every manifest of a target that is here, all other content is here too.
 
         An index may name manifests that are not (an archive of one platform of many).
         """
-        here = (item for item in self._reading.manifests(target) if self.content.has(item.digest))
-        return all(self.content.has(blob.digest) for item in here for blob in self._reading.blobs(item))
+        here = (item for item in self.reading.manifests(target) if self.content.has(item.digest))
+        return all(self.content.has(blob.digest) for item in here for blob in self.reading.blobs(item))
 
     def unpack(self, target: Descriptor, platform: Platform, progress: Progress | None = None) -> None:
         """Unpack a target's layers for `platform`, if it has that platform; to be called inside `hold`."""
         with contextlib.suppress(NotFound):
-            found = self._reading.choose(target, platform)
-            self.snapshots.unpack(self._reading.layer_sources(found), progress)
+            found = self.reading.choose(target, platform)
+            self.snapshots.unpack(self.reading.layer_sources(found), progress)
+
+    def unpack_layers(self, found: Found, count: int, progress: Progress | None = None) -> None:
+        """Unpack the lowest `count` layers of a manifest, whose blobs must be here; to be called inside `hold`."""
+        self.snapshots.unpack(self.reading.layer_sources(found)[:count], progress)
+        self._changed()
 
     def ensure_unpacked(self, image: Image, progress: Progress | None = None) -> None:
         """Unpack the layers of an image that are not unpacked; returns at once if they are.
@@ -237,9 +249,9 @@ class Images:
         """
         if image.chain_id is None or self.snapshots.exists(image.chain_id):
             return
-        found = self._reading.found(Descriptor(digest=image.manifest, size=0))
+        found = self.reading.found(Descriptor(digest=image.manifest, size=0))
         with self.hold():
-            self.snapshots.unpack(self._reading.layer_sources(found), progress)
+            self.snapshots.unpack(self.reading.layer_sources(found), progress)
             self._changed()
 
     def _changed(self) -> None:
@@ -252,11 +264,11 @@ class Images:
         wanted = {info.parent for info in self.snapshots.list() if info.parent}
         missing = {key for key in wanted if not self.snapshots.exists(key)}
         for target in self._names.targets().values() if missing else ():
-            for descriptor in self._reading.manifests(target):
+            for descriptor in self.reading.manifests(target):
                 with contextlib.suppress(DrayError):
-                    found = self._reading.found(descriptor)
+                    found = self.reading.found(descriptor)
                     if missing & set(found.chain):
-                        self.snapshots.unpack(self._reading.layer_sources(found))
+                        self.snapshots.unpack(self.reading.layer_sources(found))
         self.collect()
 
     # --- removal
@@ -312,34 +324,45 @@ class Images:
         self._roots.append(roots)
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[Lease]:
-        """Keep everything that is written inside from being collected; yields the lease for the blobs."""
+    def hold(self, *, named: bool = False) -> Iterator[Lease]:
+        """Keep everything that is written inside from being collected; yields the lease for the blobs.
+
+        named: only those layers are kept that are given to `keep_layers`, before they are unpacked
+        """
         with self._holding:
-            self._holds += 1
-        try:
-            with self.content.lease() as lease:
+            self._holds += not named
+        with self.content.lease() as lease:
+            try:
                 yield lease
-        finally:
-            with self._holding:
-                self._holds -= 1
+            finally:
+                with self._holding:
+                    self._holds -= not named
+                    self._kept.pop(lease, None)
+
+    def keep_layers(self, lease: Lease, chain_ids: Sequence[str]) -> None:
+        """Keep these layers, unpacked or not yet, until the hold that gave `lease` ends."""
+        with self._holding:
+            self._kept[lease] = self._kept.get(lease, frozenset()) | frozenset(chain_ids)
 
     def collect(self) -> int:
         """Remove blobs and layers that nothing refers to; return the bytes of blobs freed.
 
-        Layers stay while a hold is open: they have no name yet. The next collection takes them.
+        Layers stay while a hold is open: they have no name yet. The next collection takes them. What broken-off
+        transfers have left goes when its time is over.
         """
+        self.content.expire()
         _, freed = self.content.collect(self._live)
         with self._holding:
             if self._holds == 0:
                 self._collect_layers()
-        self._reading.forget()
+        self.reading.forget()
         self._changed()
         return freed
 
     def _live(self) -> set[str]:
         live: set[str] = set()
         for target in self._names.targets().values():
-            live.update(blob.digest for blob in self._reading.blobs(target))
+            live.update(blob.digest for blob in self.reading.blobs(target))
         for roots in self._roots:
             live |= roots()
         return live
@@ -348,6 +371,7 @@ class Images:
         wanted = {
             key for target in self._names.targets().values() for chain in self._chains(target) for key in chain
         }
+        wanted = wanted.union(*self._kept.values())
         infos = self.snapshots.list()
         # A child goes before its parent, so remove from the top until nothing more can go.
         loose = {info.key for info in infos if info.kind == "committed" and info.key not in wanted}

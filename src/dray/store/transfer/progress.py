@@ -61,3 +61,55 @@ class LayerProgress:
                 "progress": bar(current, total),
             }
         )
+
+
+class LayerBars:
+    """The lines that a client draws for the layers of one transfer, each when it changes, not too often. Thread-safe."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._lock = threading.Lock()
+        self._said: dict[str, str] = {}
+        self._last: dict[str, float] = {}
+
+    def watch(self, digest: str) -> Callable[[str, int, int], None]:
+        """Return what hears of a layer's transfer: (status, bytes so far, bytes in all)."""
+
+        def tell(status: str, current: int, total: int) -> None:
+            if status in ("Downloading", "Pushing"):
+                self.count(digest, status, current, total)
+            else:
+                self.say(digest, status)
+
+        return tell
+
+    def say(self, digest: str, status: str) -> None:
+        """Report a status, unless it is the last one already."""
+        with self._lock:
+            if self._said.get(digest) == status:
+                return
+            self._said[digest] = status
+            self._last.pop(digest, None)
+        self._report({"status": status, "progressDetail": {}, "id": short(digest)})
+
+    def count(self, digest: str, status: str, current: int, total: int) -> None:
+        """Report how far it has come, unless that was done a moment ago."""
+        now = time.monotonic()
+        with self._lock:
+            if self._said.get(digest) == status and now - self._last.get(digest, 0.0) < _EVERY:
+                return
+            self._said[digest] = status
+            self._last[digest] = now
+        self._report(
+            {
+                "status": status,
+                "id": short(digest),
+                "progressDetail": {"current": current, "total": total},
+                "progress": bar(current, total),
+            }
+        )
+
+
+def short(digest: str) -> str:
+    """Return how a layer is called in progress: the first twelve digits of its digest."""
+    return digest.partition(":")[2][:12]

@@ -1,0 +1,39 @@
+"""Giving up a transfer when the client that wanted it has gone."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Cancelled(Exception):
+    """The client went away: nobody is there to be told."""
+
+
+class Cancellation:
+    """Set from any thread; looked at by the threads that work."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask for the end."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was asked for."""
+        return self._event.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the end is asked for."""
+        self._event.wait(seconds)
+
+    def check(self) -> None:
+        """Raise Cancelled if it was asked for."""
+        if self._event.is_set():
+            raise Cancelled
+
+    def sleep(self, seconds: float) -> None:
+        """Wait as `pause` does; raise Cancelled if the end was asked for."""
+        self.pause(seconds)
+        self.check()
