@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import names
 from rows import Row, rows
 
 from images import cache
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(f"| {'what':<38} | {'dray':>8} | {'dockerd':>8} | {'unit':<9} | {'ratio':>6} | {'target':<12} |")
         print(f"|{'-' * 40}|{'-' * 9}:|{'-' * 9}:|{'-' * 11}|{'-' * 7}:|{'-' * 14}|")
-        for row in rows(world):
+        for row in [*rows(world), *names.rows()]:
             if options.only not in row.name:
                 continue
             try:

@@ -44,7 +44,7 @@ def test_by_name_alias_and_short_id(engine: Engine, network: str) -> None:
     engine.ok("network", "rm", network)
 
 
-@pytest.mark.drayd_only("dockerd has a DNS server, which asks it each time")
+@pytest.mark.drayd_only("containers of dockerd end when it is killed")
 def test_names_follow_restarts_connections_and_the_daemon(engine: Engine, network: str) -> None:
     engine.ok("run", "-d", "--name", "web", "--network", network, "busybox", "sleep", "600")
     engine.ok("run", "-d", "--name", "late", "busybox", "sleep", "600")

@@ -94,19 +94,21 @@ options edns0 trust-ad
     ],
 )
 def test_resolv_conf(settings: dict[str, object], lines: list[str]) -> None:
-    assert hostfiles.resolv_conf(HOST, **settings).splitlines()[1:] == lines  # type: ignore[arg-type]
+    assert hostfiles.plain(hostfiles.resolving(HOST, **settings)).splitlines()[1:] == lines  # type: ignore[arg-type]
 
 
 def test_resolv_conf_falls_back_on_public_servers() -> None:
-    assert "nameserver 8.8.8.8\nnameserver 8.8.4.4\n" in hostfiles.resolv_conf("nameserver 127.0.0.1\n")
-    assert "2001:4860:4860::8888" in hostfiles.resolv_conf("", ipv6=True)
+    assert "nameserver 8.8.8.8\nnameserver 8.8.4.4\n" in hostfiles.plain(
+        hostfiles.resolving("nameserver 127.0.0.1\n")
+    )
+    assert "2001:4860:4860::8888" in hostfiles.plain(hostfiles.resolving("", ipv6=True))
 
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(InvalidParameter, match="dns\\.example is not an ip address"):
-        hostfiles.resolv_conf("", servers=["dns.example"])
+        hostfiles.resolving("", servers=["dns.example"])
     with pytest.raises(InvalidParameter, match="is not a valid domain"):
-        hostfiles.resolv_conf("", search=["a b\nnameserver 6.6.6.6"])
+        hostfiles.resolving("", search=["a b\nnameserver 6.6.6.6"])
     with pytest.raises(InvalidParameter, match="invalid hostname"):
         hostfiles.check_hostname("-x")
     hostfiles.check_hostname("web-1.example")
@@ -114,3 +116,29 @@ def test_bad_settings_are_named() -> None:
 
 def test_a_container_on_the_hosts_network_resolves_its_own_name() -> None:
     assert hostfiles.hosts(hostname="web", host_mode=True).endswith("\n127.0.1.1\tweb\n")
+
+
+def test_the_resolvers_form_of_resolv_conf() -> None:
+    lines = hostfiles.embedded(hostfiles.resolving(HOST)).splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == [
+        "nameserver 127.0.0.11",
+        "search a.example b.example",
+        "options edns0 trust-ad ndots:0",
+    ]
+    # What a container cannot reach is asked from the host's namespace.
+    assert "# ExtServers: [host(127.0.0.53) 192.0.2.53 host(2001:db8::53)]" in lines
+    assert "# Based on host file: '/etc/resolv.conf' (internal resolver)" in lines
+    assert "# Overrides: []" in lines
+
+
+def test_servers_and_options_that_were_asked_for() -> None:
+    found = hostfiles.resolving(HOST, servers=["127.0.0.1", "127.0.0.11", "192.0.2.1"], options=["ndots:2"])
+    # Its own loopback, and never the resolver itself: that would go round in circles.
+    assert found.servers == (("127.0.0.1", False), ("192.0.2.1", False))
+    assert found.ndots
+    text = hostfiles.embedded(found)
+    assert "\noptions ndots:2\n" in text
+    assert "# Overrides: [nameservers options]\n" in text
+    assert not hostfiles.resolving(HOST, options=["ndots:0"]).ndots
+    assert hostfiles.resolving("", ipv6=True).servers[:2] == (("8.8.8.8", False), ("8.8.4.4", False))
+    assert hostfiles.resolving("nameserver fe80::1%eth0\n", ipv6=True).servers == (("fe80::1%eth0", True),)

@@ -27,6 +27,7 @@ GROUPS = {
     "daemon": "Look after the dray daemon",
     "image": "Manage images",
     "network": "Manage networks",
+    "registry": "Serve a registry of images",
     "system": "Manage the engine as a whole",
     "volume": "Manage volumes",
 }
@@ -71,6 +72,7 @@ VERBS = (
     Verb("context update", "context", "Change a context"),
     Verb("context use", "context", "Set the current context"),
     Verb("daemon status", "daemon", "Show whether a daemon answers, where, and how to start one"),
+    Verb("daemon unit", "daemon", "Print the daemon's systemd unit"),
     Verb("image build", "build", "Build an image from a Dockerfile", "build"),
     Verb("image history", "images", "Show the steps an image was made in", "history"),
     Verb("image import", "transfer", "Make an image of a filesystem archive", "import"),
@@ -93,6 +95,8 @@ VERBS = (
     Verb("network ls", "network", "List networks", "", ("list",)),
     Verb("network prune", "prune", "Remove all unused networks"),
     Verb("network rm", "network", "Remove one or more networks", "", ("remove",)),
+    Verb("registry gc", "registry", "Remove what a registry of ours no longer needs"),
+    Verb("registry serve", "registry", "Serve a registry: images by the distribution protocol"),
     Verb("search", "search", "Search a registry for images", "search"),
     Verb("system df", "df", "Show disk usage"),
     Verb(

@@ -63,7 +63,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("no-new-privileges", "bool", "no-new-privileges", "", False, "Set no_new_privs by default"),
     Option("seccomp-profile", "str", "seccomp-profile", "", "builtin", "builtin, unconfined or a profile's path"),
     Option("init", "bool", "init", "", False, "Run an init inside containers by default"),
-    Option("init-path", "str", "init-path", "", "", "That init's path (default: docker-init or tini in PATH)"),
+    Option("init-path", "str", "init-path", "", "", "That init's path (default: a tiny one of our own)"),
     Option("default-init", "str", refused="use init-path"),
     Option("log-driver", "str", "log-driver", "", "json-file", "Logging driver of containers that name none"),
     Option("log-opts", "map", "log-opt", "", {}, "Its options, key=value"),

@@ -23,7 +23,7 @@ from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig
 from dray.daemon.registries import registry_settings, shown_by_info
-from dray.engine import security
+from dray.engine import apparmor, security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
 from dray.engine.containers import Containers
@@ -33,6 +33,7 @@ from dray.engine.events import Events
 from dray.engine.execs import ExecTable, ExecVerbs
 from dray.engine.facts import FactFinder
 from dray.engine.health import HealthChecks
+from dray.engine.host import has_apparmor
 from dray.engine.images import ImageVerbs
 from dray.engine.launch import Launcher
 from dray.engine.layout import Layout
@@ -50,8 +51,10 @@ from dray.engine.volumes import VolumeVerbs
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
+from dray.network.dns.service import Service
 from dray.network.model import NetworkConfig
 from dray.registry.remote import RemoteRegistries
+from dray.runtime import tinyinit
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
@@ -118,7 +121,7 @@ def defaults(config: DaemonConfig) -> Defaults:
         dns_options=config["dns-opts"],
         network="none" if config["bridge"] == "none" else "bridge",
         init=config["init"],
-        init_path=config["init-path"] or shutil.which("docker-init") or shutil.which("tini") or "",
+        init_path=config["init-path"] or tinyinit.install(f"{config['data-root']}/docker-init"),
         host_gateways=gateways,
         resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
     )
@@ -143,8 +146,9 @@ class House:
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
-        self.peers = Peers(self.registry, self.layout)
         settings = defaults(config)
+        self.resolver = Service(zygote, config["exec-root"])
+        self.peers = Peers(self.registry, self.layout, settings, self.resolver)
         self.execs = ExecTable(
             self.registry, self.events, self.layout, machine.read(self.limits.version).capabilities
         )
@@ -240,6 +244,7 @@ class House:
             debug=config.log_level == "debug",
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
+            security_options=_security_options(config),
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
             **shown_by_info(self.registries.settings),
         )
@@ -257,11 +262,14 @@ class House:
         """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
         self.registry.load(self.snapshots.name)
         self._refuse_orphans()
+        if has_apparmor():
+            await asyncio.to_thread(apparmor.ensure)
         ended = await self.supervisor.reattach(self.tasks)
         live = {
             one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
         }
         await self.controller.start(live)
+        await self.peers.adopt()
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
         self._sweep()
@@ -309,6 +317,7 @@ class House:
             await asyncio.gather(*stops, return_exceptions=True)
         await self.supervisor.stop()
         idle = not any(one.state.running for one in self.registry)
+        await self.resolver.stop(end=idle)
         await self.controller.close(wipe=idle)
         if idle:
             cgroups.prune(self.config["cgroup-parent"] or "/dray")
@@ -319,6 +328,17 @@ class House:
 def _empty(directory: str) -> None:
     for name in os.listdir(directory):
         remove_tree(f"{directory}/{name}")
+
+
+def _security_options(config: DaemonConfig) -> list[str]:
+    """Return what `info` says of the kernel's confinement, in dockerd's order and form."""
+    found = ["name=apparmor"] if has_apparmor() else []
+    found.append(f"name=seccomp,profile={config['seccomp-profile']}")
+    if os.path.exists("/proc/self/ns/cgroup"):
+        found.append("name=cgroupns")
+    if config["no-new-privileges"]:
+        found.append("name=no-new-privileges")
+    return found
 
 
 def _engine_id(layout: Layout) -> str:

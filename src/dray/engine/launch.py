@@ -6,11 +6,11 @@ them all once the task runs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,7 +29,7 @@ from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
 from dray.logs import attributes
-from dray.network import hostfiles
+from dray.network import containerfiles, hostfiles
 from dray.network.controller import Controller
 from dray.network.model import Attachment, Endpoint
 from dray.shim.model import LogSpec, MountSpec, TaskCreate
@@ -38,6 +38,8 @@ from dray.store.snapshots import Snapshots
 from dray.volumes.local import Volumes
 
 log = logging.getLogger(__name__)
+
+_DEFAULT_NETWORK = ("", "default", "bridge")
 
 
 class Launcher:
@@ -71,7 +73,9 @@ class Launcher:
         """Start a container's task; return it and the endpoints it got."""
         record = container.record
         laps = Laps()
-        linked = links.resolve(record.name, record.host_config.links or [], self._registry.find)
+        # In networks with names a link is a name that the resolver knows, and part of the endpoint.
+        legacy = record.host_config.links if record.host_config.network_mode in _DEFAULT_NETWORK else None
+        linked = links.resolve(record.name, legacy or [], self._registry.find)
         self._prepare_mounts(record)
         laps.lap("mounts")
         attachment = await self._networks.attach(record.id, sandbox_ask(record))
@@ -79,7 +83,12 @@ class Launcher:
         undo.push_async_callback(self._networks.detach, record.id, attachment.endpoints)
         _remember_networks(record, attachment.endpoints)
         try:
-            self._write_files(record, attachment, linked)
+            resolving = self._peers.resolving(record, attachment.endpoints)
+            resolver = self._peers.open(record, attachment, resolving)
+            undo.callback(self._peers.gone, record.id, attachment.endpoints)
+            if resolver is not None:
+                await asyncio.sleep(0)  # it is asked now, and made while we go on
+            self._write_files(record, attachment, linked, resolving)
             laps.lap("files")
             run_dir = self.layout.task(record.id)
             shm.unmount(run_dir)
@@ -92,6 +101,9 @@ class Launcher:
             self._write_spec(run_dir, self._spec(record, attachment, linked))
             laps.lap("spec")
             request, descriptors = self._request(record, attachment, run_dir)
+            if resolver is not None:
+                await resolver  # it was being made meanwhile
+            laps.lap("names")
             pending, container.pending = container.pending, []
             task = await self._tasks.create(request, descriptors=descriptors, attachments=pending)
         finally:
@@ -121,9 +133,14 @@ class Launcher:
 
     # -- files ---------------------------------------------------------------------------------------------
 
-    def _write_files(self, record: ContainerRecord, attachment: Attachment, linked: list[links.Link]) -> None:
+    def _write_files(
+        self,
+        record: ContainerRecord,
+        attachment: Attachment,
+        linked: list[links.Link],
+        resolving: hostfiles.Resolving,
+    ) -> None:
         """Write the container's own hosts, hostname and resolv.conf (never the host's wholesale)."""
-        directory = self.layout.container(record.id)
         host, config = record.host_config, record.config
         if host.network_mode.startswith("container:"):
             return
@@ -137,27 +154,10 @@ class Launcher:
                 links=[(link.address, link.names) for link in linked],
                 host_mode=host.network_mode == "host",
                 host_gateway=self._defaults.host_gateways or self._networks.host_gateway(attachment.endpoints),
-            )
-            + self._peers.block_of(attachment.endpoints),
-            "resolv.conf": hostfiles.resolv_conf(
-                self._host_resolv_conf(),
-                servers=host.dns or self._defaults.dns,
-                search=host.dns_search or self._defaults.dns_search,
-                options=host.dns_options or self._defaults.dns_options,
-                ipv6=any(endpoint.ipv6 for endpoint in attachment.endpoints),
-                host_mode=host.network_mode == "host",
             ),
+            "resolv.conf": self._peers.resolv_conf(resolving, attachment.endpoints),
         }
-        for name, text in files.items():
-            path = f"{directory}/{name}"
-            with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
-            os.chmod(path, 0o644)
-
-    def _host_resolv_conf(self) -> str:
-        if self._defaults.resolv_conf == hostfiles.RESOLV_CONF:
-            return hostfiles.read_host_resolv_conf()
-        return Path(self._defaults.resolv_conf).read_text(errors="replace")
+        containerfiles.write(self.layout.container(record.id), files)
 
     # -- spec ----------------------------------------------------------------------------------------------
 

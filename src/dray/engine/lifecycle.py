@@ -115,7 +115,7 @@ class Lifecycle:
             raise Internal(str(error)) from error
         container.task = task
         container.settled.clear()
-        self._peers.changed(record.endpoints)
+        self._peers.started(container)
         self._events.publish("container", "start", container.id, event_attributes(container))
 
     @staticmethod
@@ -175,7 +175,7 @@ class Lifecycle:
             with _logged(container, "its volumes could not be given back"):
                 self._launcher.stopped(container, endpoints)
             with _logged(container, "its peers could not be told"):
-                self._peers.changed(endpoints)
+                self._peers.gone(container.id, endpoints)
             if task is not None:
                 with _logged(container, "its shim could not be released"):
                     await task.release()
@@ -359,6 +359,10 @@ class Lifecycle:
             if name.removeprefix("/") == old:
                 raise Conflict("Renaming a container with the same name as its current name")
             self._registry.rename(container, name)
+            if container.record.endpoints:
+                container.record.endpoints = self._networks.rename(container.id, old, container.name)
+                self._registry.save(container)
+                self._peers.renamed(container)
             await self._registry.sync()
         self._events.publish(
             "container", "rename", container.id, event_attributes(container) | {"oldName": f"/{old}"}

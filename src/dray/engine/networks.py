@@ -99,6 +99,7 @@ class NetworkVerbs:
             )
         )
         await self._registry.sync()
+        self._peers.warm()
         self._publish("create", network)
         return api.NetworkCreateResponse(id=network.id)
 
@@ -191,10 +192,11 @@ class NetworkVerbs:
             if not asked:
                 asked[mode] = api.EndpointSettings()
             if container.state.running and container.task is not None:
+                before = record.endpoints
                 record.endpoints = await self._controller.connect(
                     record.id, sandbox_ask(record), endpoint_ask(network.name, settings), pid=container.task.pid
                 )
-                self._peers.changed(record.endpoints)
+                await self._peers.connected(container, before)
             asked[network.name] = settings
             record.networking = api.NetworkingConfig(endpoints_config=asked)
             self._registry.save(container)
@@ -217,7 +219,7 @@ class NetworkVerbs:
             if held and container.state.running and container.task is not None:
                 before = record.endpoints
                 record.endpoints = await self._controller.disconnect(record.id, held[0], pid=container.task.pid)
-                self._peers.changed(before)
+                self._peers.disconnected(container, before)
             asked.pop(network.name, None)
             record.networking = api.NetworkingConfig(endpoints_config=asked)
             self._registry.save(container)

@@ -41,6 +41,7 @@ class Settings:
     debug: bool
     live_restore: bool
     min_api_version: str
+    security_options: list[str] = field(default_factory=list)
     address_pools: list[tuple[str, int]] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
     insecure_networks: list[str] = field(default_factory=list)
@@ -162,9 +163,10 @@ class System:
                 for name, spec in settings.runtimes.items()
             },
             default_runtime=settings.default_runtime,
+            init_binary="docker-init",
             swarm=api.SwarmInfo(local_node_state="inactive"),
             live_restore_enabled=settings.live_restore,
-            security_options=["name=seccomp,profile=builtin", "name=cgroupns"],
+            security_options=settings.security_options,
             default_address_pools=[api.AddressPool(base=base, size=size) for base, size in settings.address_pools],
             firewall_backend=api.FirewallInfo(driver="nftables"),
             warnings=_warnings(limits),

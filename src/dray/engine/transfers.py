@@ -49,6 +49,7 @@ class Transfers:
         self._registries = registries
         self._downloads = Downloads(images.content, concurrency=downloads, attempts=download_attempts)
         self._uploads = Uploads(uploads)
+        self._expiry: asyncio.TimerHandle | None = None
 
     async def pull(
         self, image: str, tag: str, *, platform: str, auth: api.AuthConfig | None, meta: Mapping[str, str]
@@ -61,6 +62,7 @@ class Transfers:
 
         def work(report: Report, cancel: Cancellation) -> None:
             with contextlib.closing(self._registries.repository(name, credentials(auth))) as repository:
+                cancel.breaks(repository.close)
                 puller = Puller(self._images, self._downloads, repository, report, cancel, platform=wanted)
                 every = not (name.tag or name.digest)
                 transfer.pull(puller, repository, name, all_tags=every, report=report, images=self._images)
@@ -70,7 +72,9 @@ class Transfers:
                 yield message
         finally:
             # What a broken-off pull has left is collected when its time is over, whatever happens till then.
-            asyncio.get_running_loop().call_later(STALE + 60, self._expire)
+            if self._expiry is not None:
+                self._expiry.cancel()
+            self._expiry = asyncio.get_running_loop().call_later(STALE + 60, self._expire)
 
     def _expire(self) -> None:
         threading.Thread(target=self._images.collect, name="expire", daemon=True).start()
@@ -89,6 +93,7 @@ class Transfers:
         def work(report: Report, cancel: Cancellation) -> None:
             opened = self._registries.repository(parsed, credentials(auth), push=True)
             with contextlib.closing(opened) as repository:
+                cancel.breaks(repository.close)
                 pusher = Pusher(self._images, self._uploads, repository, report, cancel, platform=wanted)
                 transfer.push(pusher, self._images, parsed, all_tags=parsed.tag is None, report=report)
 

@@ -11,7 +11,8 @@ import msgspec
 
 from dray.api import models as api
 from dray.base import digest, units
-from dray.engine import clock, security
+from dray.engine import apparmor, clock, security
+from dray.engine.host import has_apparmor
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, Health, MountPoint, State
 from dray.network.model import Endpoint
@@ -160,7 +161,11 @@ def container_state(state: State) -> api.ContainerState:
     )
 
 
-def inspect(container: Container, layout: Layout, *, apparmor: str = "") -> api.ContainerInspectResponse:
+def _apparmor_profile(host: api.HostConfig) -> str:
+    return apparmor.chosen(host, security.security_options(host.security_opt)) if has_apparmor() else ""
+
+
+def inspect(container: Container, layout: Layout) -> api.ContainerInspectResponse:
     """Return what `GET /containers/{id}/json` answers, without sizes and the image's descriptor."""
     record = container.record
     directory = layout.container(record.id)
@@ -182,7 +187,7 @@ def inspect(container: Container, layout: Layout, *, apparmor: str = "") -> api.
         restart_count=record.restart_count,
         driver=record.driver,
         platform=record.platform,
-        app_armor_profile=apparmor,
+        app_armor_profile=_apparmor_profile(record.host_config),
         exec_ids=running_execs or None,
         host_config=_shown(record.host_config),
         mounts=[mount(point) for point in record.mounts if point.type != "tmpfs" or not point.tmpfs_flag],

@@ -102,6 +102,8 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+IOPRIO_WHO_PROCESS = 1
+
 KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL_SETPERM = 5
 KEYCTL_DESCRIBE = 6
@@ -139,6 +141,7 @@ _OLD = {
     "personality": (135, 92),
     "ioprio_set": (251, 30),
     "sched_setattr": (314, 274),
+    "set_mempolicy": (238, 237),
     "syncfs": (306, 267),
     "renameat2": (316, 276),
     "inotify_init1": (294, 26),

@@ -37,6 +37,7 @@ RTEXT_FILTER_SKIP_STATS = 1 << 3
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_NODAD = 0x02
+IFA_F_PERMANENT = 0x80
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 RT_TABLE_MAIN = 254
@@ -193,6 +194,12 @@ def rename_request(index: int, name: str) -> Request:
     return Request(f"rename to {name}", RTM_NEWLINK, 0, _link_message(index) + netlink.text(IFLA_IFNAME, name))
 
 
+def move_request(index: int, name: str, namespace: int) -> Request:
+    """Move an interface into the network namespace of a descriptor, under a new name."""
+    body = _link_message(index) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_NET_NS_FD, namespace)
+    return Request(f"move an interface to {name}", RTM_NEWLINK, 0, body)
+
+
 def mtu_request(index: int, mtu: int) -> Request:
     """Set an interface's MTU."""
     return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, _link_message(index) + netlink.u32(IFLA_MTU, mtu))
@@ -309,15 +316,20 @@ class Links:
             if message.type == RTM_NEWLINK
         ]
 
-    def addresses(self, index: int | None = None) -> list[tuple[int, Interface]]:
-        """List (interface index, address with prefix), of one interface if `index` is given."""
+    def addresses(self, index: int | None = None, *, permanent: bool = False) -> list[tuple[int, Interface]]:
+        """List (interface index, address with prefix), of one interface if `index` is given.
+
+        permanent: only addresses of global scope without a lifetime
+        """
         request = Request("list addresses", RTM_GETADDR, 0, _ADDRESS.pack(0, 0, 0, 0, 0))
         found: list[tuple[int, Interface]] = []
         for message in self._netlink.dump(request):
-            family, prefix, _, _, of = _ADDRESS.unpack_from(message.body)
+            family, prefix, flags, scope, of = _ADDRESS.unpack_from(message.body)
             attributes = netlink.parse(message.body[_ADDRESS.size :])
             packed = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)
             if packed is None or index not in (None, of):
+                continue
+            if permanent and (scope != RT_SCOPE_UNIVERSE or not flags & IFA_F_PERMANENT):
                 continue
             if family == socket.AF_INET:
                 found.append((of, IPv4Interface((packed, prefix))))

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dray.linux import libc
@@ -147,7 +148,7 @@ def parse_options(words: Iterable[str]) -> Options:
 def option_words() -> list[str]:
     """Return every option word that is understood here rather than by a file system."""
     recursive = [f"r{word}" for word in _FLAGS if word not in ("defaults", "bind", "rbind", "remount")]
-    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup"})
+    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup", "idmap", "ridmap"})
 
 
 def fd_path(fd: int) -> str:
@@ -193,15 +194,30 @@ def _mount_with_fsconfig(fstype: str, source: str, target: str, options: Options
         os.close(tree)
 
 
-def add_lower_layers(context: int, layers: Iterable[str]) -> bool:
-    """Name an overlay's lower layers one by one; False on a kernel that does not know `lowerdir+`."""
+@functools.cache
+def takes_layers_one_by_one() -> bool:
+    """Tell whether overlayfs knows `lowerdir+`. A kernel that does not may swallow any option until it mounts."""
+    context = libc.fsopen("overlay")
     try:
+        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", "/proc/self/no-such-directory")
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    finally:
+        os.close(context)
+    return False
+
+
+def add_lower_layers(context: int, layers: Sequence[str]) -> bool:
+    """Name an overlay's lower layers; False where they do not fit (255 bytes) in the one string that an old kernel
+    takes."""
+    if takes_layers_one_by_one():
         for layer in layers:
             libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", layer)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
+        return True
+    together = ":".join(layers)
+    if len(together) > 255:
         return False
+    libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", together)
     return True
 
 
@@ -335,6 +351,24 @@ def _read_link(parent: int, name: str) -> str | None:
         if error.errno in (errno.EINVAL, errno.ENOENT):
             return None
         raise
+
+
+def change_root(root: int, *, pivot: bool = True) -> None:
+    """Make the root's mount the root of this mount namespace and let go of the host's tree (pivot_root(2))."""
+    if not pivot:
+        os.fchdir(root)
+        libc.mount(".", "/", "", libc.MS_MOVE)
+        os.chroot(".")
+        os.chdir("/")
+        return
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(root)
+    libc.pivot_root(".", ".")
+    os.fchdir(old)
+    libc.mount("", ".", "", libc.MS_SLAVE | libc.MS_REC)  # the detach must not propagate to the host
+    libc.umount2(".", libc.MNT_DETACH)
+    os.close(old)
+    os.chdir("/")
 
 
 def is_device(fd: int, major: int, minor: int) -> bool:

@@ -25,6 +25,7 @@ RTN_LOCAL = 2
 VERDICT_DROP, VERDICT_ACCEPT, VERDICT_RETURN, VERDICT_JUMP, VERDICT_GOTO = 0, 1, -5, -3, -4
 
 _NAME, _DATA = 1, 2
+_CHECKSUM_INTERNET = 1  # NFT_PAYLOAD_CSUM_INET
 _VALUE, _VERDICT = 1, 2
 
 
@@ -50,6 +51,21 @@ def payload(base: int, offset: int, length: int, register: int = REG_1) -> bytes
         netlink.be32(3, offset),
         netlink.be32(4, length),
     )
+
+
+def rewrite(base: int, offset: int, data: bytes, *, checksum: int, register: int = REG_1) -> bytes:
+    """Write constant bytes into a header (NETWORK or TRANSPORT), and put the header's checksum, which stands at
+    `checksum`, right."""
+    store = _expression(
+        "payload",
+        netlink.be32(5, register),
+        netlink.be32(2, base),
+        netlink.be32(3, offset),
+        netlink.be32(4, len(data)),
+        netlink.be32(6, _CHECKSUM_INTERNET),
+        netlink.be32(7, checksum),
+    )
+    return immediate(data, register) + store
 
 
 def compare(data: bytes, *, operator: int = EQUAL, register: int = REG_1) -> bytes:

@@ -260,6 +260,13 @@ class Controller:
             undo.pop_all()
         return after
 
+    def rename(self, container_id: str, old: str, new: str) -> list[Endpoint]:
+        """A running container has another name; return its endpoints, to be stored in place of those before."""
+        held = self._endpoints.get(container_id, {})
+        renamed = {network: endpoints.renamed(endpoint, old, new) for network, endpoint in held.items()}
+        self._endpoints[container_id] = renamed
+        return list(renamed.values())
+
     async def disconnect(self, container_id: str, endpoint: Endpoint, *, pid: int) -> list[Endpoint]:
         """Take a running container, whose init is `pid`, out of a network.
 

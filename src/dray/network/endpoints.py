@@ -131,6 +131,12 @@ def _names(ask: EndpointAsk, sandbox: SandboxAsk, container_id: str) -> list[str
     return [name for name in dict.fromkeys(names) if name]
 
 
+def renamed(endpoint: Endpoint, old: str, new: str) -> Endpoint:
+    """Return the endpoint of a container that has another name."""
+    names = [name for name in endpoint.names if name != old or name in endpoint.aliases]
+    return msgspec.structs.replace(endpoint, container_name=new, names=list(dict.fromkeys([new, *names])))
+
+
 def name_interfaces(
     endpoints: Sequence[Endpoint], networks: Callable[[str], Network], taken: Sequence[str] = ()
 ) -> list[Endpoint]:

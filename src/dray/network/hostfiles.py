@@ -1,7 +1,9 @@
 """The three files that name a container and its network: /etc/hosts, /etc/hostname, /etc/resolv.conf.
 
 Pure functions from settings to text; nothing of the host's files is copied but what a container can use of the
-host's resolv.conf (its name servers that are not on the host's own loopback, search domains, options).
+host's resolv.conf: search domains, options, and name servers. A container in a network with names has the resolver
+for its only one, which asks the host's, also those on the host's own loopback; any other is given the host's but
+those.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from dray.base.errors import InvalidParameter
+from dray.network.dns.model import ADDRESS
 from dray.network.model import Endpoint
 
 HOST_GATEWAY = "host-gateway"
@@ -75,13 +78,19 @@ def hosts(
                 "unable to derive the IP value for host-gateway: set host-gateway-ip of the daemon"
             )
     lines += [(address, " ".join(dict.fromkeys(names))) for address, names in links]
-    short = hostname.partition(".")[0]
-    names = f"{hostname}.{domainname} {hostname}" if domainname else " ".join(dict.fromkeys((hostname, short)))
+    names = own_names(hostname, domainname)
     own = [address for endpoint in endpoints for address in (endpoint.ipv4, endpoint.ipv6) if address]
     if host_mode:
         own = ["127.0.1.1"]  # hosts(5) on Debian: the name of a host without a fixed address
     lines += [(address, names) for address in own if names]
     return "".join(f"{address}\t{names}\n" for address, names in lines)
+
+
+def own_names(hostname: str, domainname: str = "") -> str:
+    """Return what a line of /etc/hosts calls the container itself."""
+    if domainname:
+        return f"{hostname}.{domainname} {hostname}"
+    return " ".join(dict.fromkeys((hostname, hostname.partition(".")[0])))
 
 
 def hostname_file(hostname: str) -> str:
@@ -136,7 +145,26 @@ def _read(path: str) -> str:
         return ""
 
 
-def resolv_conf(
+@dataclass(frozen=True, slots=True)
+class Resolving:
+    """How a container resolves names.
+
+    nameservers: those that it can ask itself
+    servers: (address, whether it is reached from the host's namespace): those that the resolver asks for it
+    ndots: `ndots` above 0 was asked for
+    source: the host's file; overrides: what was said instead of it
+    """
+
+    nameservers: tuple[str, ...]
+    servers: tuple[tuple[str, bool], ...]
+    search: tuple[str, ...]
+    options: tuple[str, ...]
+    ndots: bool
+    source: str
+    overrides: tuple[str, ...]
+
+
+def resolving(
     host: str,
     *,
     servers: Sequence[str] = (),
@@ -144,32 +172,78 @@ def resolv_conf(
     options: Sequence[str] = (),
     ipv6: bool = False,
     host_mode: bool = False,
-) -> str:
-    """Return /etc/resolv.conf.
+    source: str = RESOLV_CONF,
+) -> Resolving:
+    """Return how a container resolves names.
 
     host: text of the host's file
     servers, search, options: replace the host's, each if not empty; a search of "." means none
     ipv6: the container has IPv6, so that name servers on IPv6 are of use
     host_mode: the container is on the host's network, and reaches name servers on its loopback
+    source: the file's path
     """
     for server in servers:
         check_nameserver(server)
     for domain in search:
         check_search(domain)
     found = parse_resolv_conf(host)
-    nameservers = list(servers) or list(found.nameservers)
-    if not servers and not host_mode:
-        nameservers = [server for server in nameservers if _reachable(server, ipv6=ipv6)]
-        nameservers = nameservers or [*_PUBLIC, *(_PUBLIC6 if ipv6 else ())]
-    domains = [domain for domain in search if domain != "."] if search else list(found.search)
+    public = [*_PUBLIC, *(_PUBLIC6 if ipv6 else ())]
+    if servers:
+        nameservers = list(servers)
+        # To ask the resolver itself would go round in circles.
+        asked = [(server, False) for server in servers if server != ADDRESS]
+    else:
+        nameservers = [server for server in found.nameservers if host_mode or _reachable(server, ipv6=ipv6)]
+        nameservers = nameservers or ([] if host_mode else public)
+        usable = [server for server in found.nameservers if _is_address(server)]
+        asked = [(server, not _reachable(server, ipv6=ipv6)) for server in usable]
+        asked = asked or [(server, False) for server in public]
+    words = tuple(options) or found.options
+    ndots = [word.partition(":")[2] for word in words if word.startswith("ndots:")]
+    given = (("nameservers", servers), ("search", search), ("options", options))
+    return Resolving(
+        nameservers=tuple(nameservers),
+        servers=tuple(asked),
+        search=tuple(domain for domain in search if domain != ".") if search else found.search,
+        options=words,
+        ndots=bool(ndots) and ndots[-1].isdigit() and int(ndots[-1]) > 0,
+        source=source,
+        overrides=tuple(word for word, value in given if value),
+    )
+
+
+def plain(settings: Resolving) -> str:
+    """Return /etc/resolv.conf of a container that asks name servers itself."""
     lines = ["# Generated by dray for this container; changes made here stay until it is removed."]
-    lines += [f"nameserver {server}" for server in nameservers]
-    if domains:
-        lines.append("search " + " ".join(domains))
-    words = list(options) or list(found.options)
-    if words:
-        lines.append("options " + " ".join(words))
+    lines += [f"nameserver {server}" for server in settings.nameservers]
+    return "\n".join(lines + _search_and_options(settings.search, settings.options)) + "\n"
+
+
+def embedded(settings: Resolving) -> str:
+    """Return /etc/resolv.conf of a container that asks the resolver."""
+    options = settings.options
+    own = any(word.startswith("ndots:") for word in options)
+    options = options if own else (*options, "ndots:0")
+    servers = " ".join(f"host({server})" if host else server for server, host in settings.servers)
+    lines = [
+        "# Generated by dray.",
+        "# This file can be edited; dray makes no further changes to it in a running container once it has been.",
+        "",
+        f"nameserver {ADDRESS}",
+        *_search_and_options(settings.search, options),
+        "",
+        f"# Based on host file: '{settings.source}' (internal resolver)",
+        f"# ExtServers: [{servers}]",
+        f"# Overrides: [{' '.join(settings.overrides)}]",
+    ]
+    if not own:
+        lines.append("# Option ndots from: internal")
     return "\n".join(lines) + "\n"
+
+
+def _search_and_options(search: Sequence[str], options: Sequence[str]) -> list[str]:
+    lines = ["search " + " ".join(search)] if search else []
+    return lines + (["options " + " ".join(options)] if options else [])
 
 
 def check_nameserver(text: str) -> None:
@@ -192,9 +266,17 @@ def check_hostname(text: str) -> None:
         raise InvalidParameter(f"invalid hostname: {text}: up to 64 letters, digits, '-' and '.'")
 
 
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _reachable(server: str, *, ipv6: bool) -> bool:
     try:
         address = ip_address(server)
     except ValueError:
         return False
-    return not address.is_loopback and (address.version == 4 or ipv6)
+    return not address.is_loopback and "%" not in server and (address.version == 4 or ipv6)

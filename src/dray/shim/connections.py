@@ -84,12 +84,14 @@ class Connection:
 
 
 class Listener:
-    """`shim.sock` in the run directory, for the same user only; owns the socket and its name."""
+    """A socket in a directory (`shim.sock` in the run directory), for the same user only; owns it and its name."""
 
-    def __init__(self, loop: Loop, run_dir: str, accepted: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self, loop: Loop, run_dir: str, accepted: Callable[[socket.socket], None], name: str = SOCKET_NAME
+    ) -> None:
         self._loop = loop
         self._accepted = accepted
-        self._path = os.path.join(run_dir, SOCKET_NAME)
+        self._path = os.path.join(run_dir, name)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -97,7 +99,7 @@ class Listener:
             umask = os.umask(0o177)
             try:
                 with short_path(run_dir) as directory:
-                    self._socket.bind(f"{directory}/{SOCKET_NAME}")
+                    self._socket.bind(f"{directory}/{name}")
             finally:
                 os.umask(umask)
             self._socket.listen(8)

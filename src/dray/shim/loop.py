@@ -18,6 +18,7 @@ from collections.abc import Callable
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
 HANGUP = select.EPOLLHUP | select.EPOLLERR  # always reported
+_CROWD = 1024  # timers, from which on the cancelled ones are looked for
 
 Handler = Callable[[int], object]
 
@@ -46,6 +47,7 @@ class Loop:
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._handlers: dict[int, tuple[int, Handler]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
+        self._crowd = _CROWD
         self._order = itertools.count()
         self._pipe: tuple[int, ...] = ()
         self.stopped = False
@@ -71,6 +73,10 @@ class Loop:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` once, `seconds` from now."""
         timer = Timer(time.monotonic() + seconds, callback)
+        if len(self._timers) >= self._crowd:  # most were cancelled long before they were due
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._crowd = max(_CROWD, 2 * len(self._timers))
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         return timer
 

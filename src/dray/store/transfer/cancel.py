@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 
 class Cancelled(Exception):
@@ -14,10 +15,19 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._break_off: Callable[[], None] | None = None
+
+    def breaks(self, call: Callable[[], None]) -> None:
+        """Have `call` break off what a thread may be stuck in, when the end is asked for; it must be quick."""
+        self._break_off = call
+        if self._event.is_set():
+            call()
 
     def cancel(self) -> None:
         """Ask for the end."""
         self._event.set()
+        if self._break_off is not None:
+            self._break_off()
 
     @property
     def cancelled(self) -> bool:
