@@ -171,7 +171,9 @@ def test_size_of_what_a_container_writes(house: House) -> None:
     # ext4's quotas bind nobody who has CAP_SYS_RESOURCE, and then the engine refuses them.
     for make in kinds[2:] if privileged() else kinds[1:]:
         subprocess.run([*make, "-q", image], check=True)
-        if not subprocess.run(["mount", "-o", "loop,prjquota", image, place], capture_output=True, check=False).returncode:
+        if not subprocess.run(
+            ["mount", "-o", "loop,prjquota", image, place], capture_output=True, check=False
+        ).returncode:
             break
     else:
         shutil.rmtree(base)
