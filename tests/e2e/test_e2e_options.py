@@ -8,15 +8,17 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import House
 from dray.linux.cgroups import capabilities
 from images import cache
-from support.engines import Drayd, Engine
+from support.engines import Drayd, Engine, until
 from support.option_cases import CASES, ULIMITS, V1, Case
 
 PARTITION = next(
@@ -194,3 +196,116 @@ def test_size_of_what_a_container_writes(house: House) -> None:
         engine.destroy()
         subprocess.run(["umount", place], check=True)
         shutil.rmtree(base)
+
+
+def _health(engine: Engine, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = engine.state(name)["Health"]
+    return found
+
+
+def test_health_becomes_bad_after_retries(engine: Engine) -> None:
+    engine.ok(
+        *("run", "-d", "--name", "box", "--health-cmd", "echo x >>/log; false", "--health-interval", "100ms"),
+        *("--health-retries", "3", "busybox", "sleep", "600"),
+    )
+    until(lambda: _health(engine, "box")["Status"] == "unhealthy", what="unhealthy")
+    assert len(engine.ok("exec", "box", "cat", "/log").split()) >= 3
+    assert _health(engine, "box")["FailingStreak"] >= 3
+
+
+def test_health_while_it_starts(engine: Engine) -> None:
+    """Failures do not count in the start period, and probes come at its own, shorter interval."""
+    engine.ok(
+        *("run", "-d", "--name", "box", "--health-cmd", "echo x >>/log; test -e /ok", "--health-interval", "1h"),
+        *("--health-start-period", "1h", "--health-start-interval", "100ms", "--health-retries", "1"),
+        *("busybox", "sleep", "600"),
+    )
+    until(lambda: len(_health(engine, "box")["Log"] or []) >= 2, what="two probes")
+    assert _health(engine, "box")["Status"] == "starting"
+    engine.ok("exec", "box", "touch", "/ok")
+    until(lambda: _health(engine, "box")["Status"] == "healthy", what="healthy")
+
+
+def test_health_that_takes_too_long(engine: Engine) -> None:
+    engine.ok(
+        *("run", "-d", "--name", "box", "--health-cmd", "sleep 600", "--health-interval", "100ms"),
+        *("--health-timeout", "100ms", "--health-retries", "1", "busybox", "sleep", "600"),
+    )
+    until(lambda: _health(engine, "box")["Status"] == "unhealthy", what="unhealthy")
+    assert "Health check exceeded timeout (100ms)" in _health(engine, "box")["Log"][0]["Output"]
+
+
+def test_addresses(engine: Engine) -> None:
+    engine.ok("network", "create", "--ipv6", "--subnet", "172.29.5.0/24", "--subnet", "fd00:5::/64", "own")
+    try:
+        shown = engine.ok(
+            *("run", "--rm", "--network", "own", "--ip", "172.29.5.77", "--ip6", "fd00:5::77"),
+            *("--link-local-ip", "169.254.7.7", "busybox", "ip", "address", "show", "eth0"),
+        )
+        for address in ("172.29.5.77/24", "fd00:5::77/64", "169.254.7.7/16"):
+            assert address in shown
+    finally:
+        engine.ok("network", "rm", "own")
+
+
+def test_stop_timeout(engine: Engine) -> None:
+    """A program that ignores SIGTERM is killed after its own time, long before the default of ten seconds."""
+    engine.ok(
+        "run", "-d", "--name", "box", "--stop-timeout", "0", "busybox", "sh", "-c", "trap '' TERM; sleep 600"
+    )
+    begin = time.monotonic()
+    engine.ok("stop", "box")
+    assert engine.state("box")["ExitCode"] == 137
+    assert time.monotonic() - begin < 9
+
+
+FIELDS: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
+    # field: (body besides the image, command, what it prints as a regular expression, warning or error)
+    "CpuCount": ({"HostConfig": {"CpuCount": 2}}, ["echo", "ran"], "ran\n", "linux does not support CPU count"),
+    "CpuPercent": ({"HostConfig": {"CpuPercent": 2}}, ["echo", "ran"], "ran\n", "linux does not support CPU percent"),
+    "IOMaximumIOps": ({"HostConfig": {"IOMaximumIOps": 2}}, [], "", "linux does not support configuration of maximum IOPs"),
+    "IOMaximumBandwidth": ({"HostConfig": {"IOMaximumBandwidth": 2}}, [], "", "configuration of maximum bandwidth"),
+    "ConsoleSize": ({"Tty": True, "HostConfig": {"ConsoleSize": [17, 71]}}, ["stty", "size"], "17 71\r\n", ""),
+    "Cgroup": ({"HostConfig": {"Cgroup": "container:x"}}, [], "", "sharing another container's cgroup"),
+    "MaskedPaths": ({"HostConfig": {"MaskedPaths": ["/proc/uptime"]}}, ["wc", "-c", "/proc/uptime"], "0 /proc/uptime\n", ""),
+    "ReadonlyPaths": (
+        {"HostConfig": {"ReadonlyPaths": ["/tmp"]}}, ["sh", "-c", "touch /tmp/x 2>&1 || true"], ".*Read-only file system\n", ""
+    ),
+    "KernelMemory": ({"HostConfig": {"KernelMemory": 64 << 20}}, ["echo", "ran"], "ran\n", "kernel memory"),
+    "KernelMemoryTCP": (
+        {"HostConfig": {"KernelMemoryTCP": 64 << 20}},
+        ["sh", "-c", "cat /sys/fs/cgroup/memory/memory.kmem.tcp.limit_in_bytes 2>/dev/null || echo none"],
+        f"{64 << 20}\n" if V1 else "none\n", "" if V1 else "kernel memory TCP",
+    ),
+    "ArgsEscaped": ({"ArgsEscaped": True}, ["echo", "a b"], "a b\n", ""),
+    "NetworkDisabled": ({"NetworkDisabled": True}, ["ls", "/sys/class/net"], "lo\n", ""),
+    "OnBuild": ({"OnBuild": ["RUN false"]}, ["echo", "ran"], "ran\n", ""),
+    "Shell": (
+        {"Shell": ["/bin/echo", "through"], "Healthcheck": {"Test": ["CMD-SHELL", "me"], "Interval": 10**8}},
+        ["sleep", "600"], "through me\n", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_field(engine: Engine, field: str) -> None:
+    """What no flag asks for: by the API, of a version that still has it."""
+    body, command, expected, words = FIELDS[field]
+    version = "v1.41" if field == "KernelMemory" else "v1.50"
+    ask = {"Image": "busybox", "Cmd": command, **body}
+    status, _, answer = engine.api("POST", f"/{version}/containers/create?name=box", ask)
+    if not command:
+        assert status == 400
+        assert words in json.loads(answer)["message"]
+        return
+    assert status == 201, answer
+    warnings = json.loads(answer)["Warnings"]
+    assert [words in warning for warning in warnings] == ([True] if words else [])
+    if field == "Shell":
+        engine.ok("start", "box")
+        until(lambda: _health(engine, "box")["Log"], what="a probe")
+        assert _health(engine, "box")["Log"][0]["Output"] == expected
+        return
+    engine.ok("start", "box")
+    engine.ok("wait", "box")
+    assert re.fullmatch(expected, engine.docker("logs", "box").stdout)

@@ -47,6 +47,14 @@ def after_probe(health: Health, probe: HealthProbe, *, retries: int, in_start_pe
         health.status = "unhealthy"
 
 
+def _go_duration(seconds: float) -> str:
+    """Write a duration as Go does, near enough for a message: `100ms`, `1.5s`, `1m30s`."""
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    minutes, rest = divmod(seconds, 60)
+    return (f"{minutes:.0f}m" if minutes else "") + f"{rest:g}s"
+
+
 class HealthChecks:
     """One loop per running container that has a health check."""
 
@@ -116,7 +124,7 @@ class HealthChecks:
         except DrayError as error:
             return HealthProbe(start=start, end=clock.now(), exit_code=-1, output=str(error))
         if not in_time:
-            output = f"Health check exceeded timeout ({timeout:g}s)"
+            output = f"Health check exceeded timeout ({_go_duration(timeout)})"
             return HealthProbe(start=start, end=clock.now(), exit_code=-1, output=output)
         return HealthProbe(start=start, end=clock.now(), exit_code=run.exit_code or 0, output=output)
 
