@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import ssl
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,8 +136,13 @@ def defaults(config: DaemonConfig) -> Defaults:
         init_path=config["init-path"] or tinyinit.install(f"{config['data-root']}/docker-init"),
         host_gateways=gateways,
         resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
-        cdi_spec_dirs=config["cdi-spec-dirs"],
+        cdi_spec_dirs=cdi_spec_dirs(config),
     )
+
+
+def cdi_spec_dirs(config: DaemonConfig) -> list[str]:
+    """Return where CDI specs are, nowhere if the feature is switched off."""
+    return list(config["cdi-spec-dirs"]) if config["features"].get("cdi", True) else []
 
 
 class House:
@@ -200,6 +206,7 @@ class House:
         commits = Commits(self.images, self.registry, self.lifecycle, self.snapshots, self.events)
         self.image_verbs = ImageVerbs(self.images, self.registry, self.events, commits)
         self.volume_verbs = VolumeVerbs(self.volume_table, self.registry, self.events)
+        self._defaults = settings
         self.backends = self._backends(settings)
 
     def _backends(self, settings: Defaults) -> Backends:
@@ -217,31 +224,33 @@ class House:
         containers = Containers(
             self.registry, creator, self.lifecycle, self.image_verbs, self.snapshots, self.events, self.layout
         )
+        self._transfers = Transfers(
+            self.images,
+            self.registries,
+            downloads=self.config["max-concurrent-downloads"],
+            uploads=self.config["max-concurrent-uploads"],
+            download_attempts=self.config["max-download-attempts"],
+        )
+        self._system = System(
+            self.registry,
+            containers,
+            self.image_verbs,
+            self.volume_verbs,
+            self.plugins,
+            self._settings(settings),
+            self.registries,
+            limits=self.limits,
+            listeners=lambda: self.events.listeners,
+        )
         return Backends(
-            system=System(
-                self.registry,
-                containers,
-                self.image_verbs,
-                self.volume_verbs,
-                self.plugins,
-                self._settings(settings),
-                self.registries,
-                limits=self.limits,
-                listeners=lambda: self.events.listeners,
-            ),
+            system=self._system,
             containers=containers,
             lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
             archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
-            transfer=Transfers(
-                self.images,
-                self.registries,
-                downloads=self.config["max-concurrent-downloads"],
-                uploads=self.config["max-concurrent-uploads"],
-                download_attempts=self.config["max-download-attempts"],
-            ),
+            transfer=self._transfers,
             networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
             volume_transfer=VolumeTransfer(self.volume_table, self.registry, self.events),
@@ -269,10 +278,39 @@ class House:
             min_api_version=config["min-api-version"],
             security_options=_security_options(config),
             authorization=config["authorization-plugins"],
-            cdi_spec_dirs=config["cdi-spec-dirs"],
+            cdi_spec_dirs=cdi_spec_dirs(config),
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
             **shown_by_info(self.registries.settings),
         )
+
+    @property
+    def engine_id(self) -> str:
+        """The engine's id, as `info` tells it."""
+        return _engine_id(self.layout)
+
+    @property
+    def hostname(self) -> str:
+        """The machine's name."""
+        return os.uname().nodename
+
+    def apply(self, config: DaemonConfig) -> None:
+        """Take over a configuration that differs in what `reload.RELOADABLE` names."""
+        self.config = config
+        names = {"debug": logging.DEBUG, "warn": logging.WARNING, "fatal": logging.CRITICAL}
+        level = config.log_level
+        logging.getLogger().setLevel(names.get(level) or getattr(logging, level.upper()))
+        self.registries.settings = registry_settings(config.values, file=config.file)
+        self._defaults.runtime = config["default-runtime"]
+        self._defaults.runtimes.clear()
+        self._defaults.runtimes.update(runtimes(config))
+        self._defaults.cdi_spec_dirs[:] = cdi_spec_dirs(config)
+        self._transfers.set_limits(
+            downloads=config["max-concurrent-downloads"],
+            uploads=config["max-concurrent-uploads"],
+            download_attempts=config["max-download-attempts"],
+        )
+        self._system.settings = self._settings(self._defaults)
+        self.backends.authorization = self._authorization()
 
     def _container_removed(self, record: ContainerRecord) -> None:
         """The layers of an image that was removed by force go with its last container."""
@@ -421,7 +459,7 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
     done = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
-    loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: restart the daemon to apply daemon.json")
+    loop.add_signal_handler(signal.SIGHUP, log.info, "still starting, with the configuration just read")
     listeners = _listeners(config)
     refuse_taken(listeners)
     house = House(config, zygote)
@@ -433,14 +471,23 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
         gc.enable()
         for address in servers.addresses:
             log.info("API listen on %s", address)
+        loop.add_signal_handler(signal.SIGHUP, _reload, house)
         _notify_systemd("READY=1")
         await done.wait()
-        log.info("shutting down; containers %s", "run on" if config["live-restore"] else "are stopped")
+        log.info("shutting down; containers %s", "run on" if house.config["live-restore"] else "are stopped")
         _notify_systemd("STOPPING=1")
     finally:
         await servers.close()
         await house.stop()
     return 0
+
+
+def _reload(house: House) -> None:
+    from dray.daemon.reload import reload
+
+    _notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    reload(house)
+    _notify_systemd("READY=1")
 
 
 def _notify_systemd(state: str) -> None:

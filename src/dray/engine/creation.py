@@ -37,9 +37,10 @@ from dray.volumes.local import ANONYMOUS, copy_up
 from dray.volumes.table import VolumeTable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Defaults:
-    """What the daemon's configuration gives to containers that do not say."""
+    """What the daemon's configuration gives to containers that do not say. `runtime`, `runtimes` and `cdi_spec_dirs`
+    follow a reload of the configuration; the others are fixed."""
 
     runtime: str = "dray"
     runtimes: dict[str, Any] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from dray.api import models as api
-from dray.base.errors import Conflict
+from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree
 from dray.engine import links, shm, spec
 from dray.engine.creation import Defaults
@@ -188,7 +188,7 @@ class Launcher:
         descriptors += attachment.hold_fds
         kinds += ["hold"] * len(attachment.hold_fds)
         config, host = record.config, record.host_config
-        runtime = self._defaults.runtimes.get(host.runtime, {}) if host.runtime != "dray" else {}
+        runtime = self._runtime(host.runtime)
         rows_columns = host.console_size if host.console_size and any(host.console_size) else None
         request = TaskCreate(
             id=record.id,
@@ -211,6 +211,14 @@ class Launcher:
             ],
         )
         return request, descriptors
+
+    def _runtime(self, name: str) -> dict[str, Any]:
+        """Return the path and arguments of an external runtime; nothing for the built-in one."""
+        if name == "dray":
+            return {}
+        if name not in self._defaults.runtimes:  # it was when the container was made
+            raise InvalidParameter(f"unknown or invalid runtime name: {name}")
+        return dict(self._defaults.runtimes[name])
 
     def _log(self, record: ContainerRecord) -> LogSpec:
         log = record.host_config.log_config

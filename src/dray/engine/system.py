@@ -76,14 +76,14 @@ class System:
         self._images = images
         self._plugins = plugins
         self._volumes = volumes
-        self._settings = settings
+        self.settings = settings
         self._registries = registries
         self._limits = limits
         self._listeners = listeners
 
     def ping(self) -> PingStatus:
         """Return what `_ping` tells: the classic builder is what clients are to use."""
-        return PingStatus(builder_version="1", swarm="inactive", experimental=self._settings.experimental)
+        return PingStatus(builder_version="1", swarm="inactive", experimental=self.settings.experimental)
 
     async def version(self) -> api.SystemVersion:
         """Name the engine's version and its parts'."""
@@ -92,9 +92,9 @@ class System:
         details = {
             "ApiVersion": newest,
             "Arch": architecture,
-            "Experimental": "true" if self._settings.experimental else "false",
+            "Experimental": "true" if self.settings.experimental else "false",
             "KernelVersion": kernel,
-            "MinAPIVersion": self._settings.min_api_version,
+            "MinAPIVersion": self.settings.min_api_version,
             "Os": "linux",
             "Python": platform.python_version(),
         }
@@ -103,16 +103,16 @@ class System:
             components=[api.ComponentVersion(name="Engine", version=__version__, details=details)],
             version=__version__,
             api_version=newest,
-            min_api_version=self._settings.min_api_version,
+            min_api_version=self.settings.min_api_version,
             os="linux",
             arch=architecture,
             kernel_version=kernel,
-            experimental=self._settings.experimental,
+            experimental=self.settings.experimental,
         )
 
     async def info(self) -> api.SystemInfo:
         """Describe the engine and its host."""
-        settings, release = self._settings, host.os_release()
+        settings, release = self.settings, host.os_release()
         states = [container.state.status for container in self._registry]
         running, paused = states.count("running"), states.count("paused")
         limits = self._limits

@@ -51,6 +51,12 @@ class Transfers:
         self._uploads = Uploads(uploads)
         self._expiry: asyncio.TimerHandle | None = None
 
+    def set_limits(self, *, downloads: int, uploads: int, download_attempts: int) -> None:
+        """Use other limits from now on; pushes that go on keep theirs."""
+        self._downloads.set_limits(concurrency=downloads, attempts=download_attempts)
+        if uploads != self._uploads.concurrency:
+            self._uploads = Uploads(uploads)
+
     async def pull(
         self, image: str, tag: str, *, platform: str, auth: api.AuthConfig | None, meta: Mapping[str, str]
     ) -> ProgressStream:

@@ -327,9 +327,12 @@ class Authorization(Protocol):
         """Decide about its answer, before it is sent (a stream: after it has been)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Backends:
-    """Everything behind the API. A part that is None answers 501, naming what is missing."""
+    """Everything behind the API. A part that is None answers 501, naming what is missing.
+
+    Fixed but for `authorization`, which follows a reload of the configuration.
+    """
 
     system: System
     containers: Containers | None = None
