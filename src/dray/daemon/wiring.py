@@ -202,6 +202,8 @@ class House:
             self.registry, self.lifecycle, self.execs, self.health, self.events, self.layout
         )
         self.tasks.listener = self.supervisor
+        self.lifecycle.started = self.health.start
+        self.health.restart = self.lifecycle.restart_unhealthy
         self.zygote = zygote
         commits = Commits(self.images, self.registry, self.lifecycle, self.snapshots, self.events)
         self.image_verbs = ImageVerbs(self.images, self.registry, self.events, commits)
@@ -245,7 +247,7 @@ class House:
         return Backends(
             system=self._system,
             containers=containers,
-            lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
+            lifecycle=Control(self.registry, self.lifecycle, self.events),
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
             archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout),
             execs=ExecVerbs(self.registry, self.execs),

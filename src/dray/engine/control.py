@@ -8,7 +8,6 @@ from collections.abc import Awaitable
 from dray.api import models as api
 from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.engine.events import Events
-from dray.engine.health import HealthChecks
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container, event_attributes
 from dray.engine.registry import Registry
@@ -18,10 +17,9 @@ from dray.shim.model import ExitStatus
 class Control:
     """Containers as processes."""
 
-    def __init__(self, registry: Registry, lifecycle: Lifecycle, health: HealthChecks, events: Events) -> None:
+    def __init__(self, registry: Registry, lifecycle: Lifecycle, events: Events) -> None:
         self._registry = registry
         self._lifecycle = lifecycle
-        self._health = health
         self._events = events
 
     async def start(self, ref: str, *, checkpoint: str, checkpoint_dir: str, detach_keys: str) -> None:
@@ -31,7 +29,6 @@ class Control:
             raise Unsupported("checkpoint: starting from a checkpoint is not built in yet")
         container = self._registry.find(ref)
         await self._lifecycle.start(container)
-        self._health.start(container)
 
     async def stop(self, ref: str, *, signal: str, timeout: int | None) -> None:
         """Stop; NotModified if it does not run."""
@@ -41,7 +38,6 @@ class Control:
         """Stop if it runs, then start."""
         container = self._registry.find(ref)
         await self._lifecycle.restart(container, signal_name=signal, timeout=timeout)
-        self._health.start(container)
 
     async def kill(self, ref: str, *, signal: str) -> None:
         """Send a signal."""

@@ -149,6 +149,7 @@ class Container:
     stop_requested: bool = False
     restart_timer: asyncio.Task[None] | None = None
     health_loop: asyncio.Task[None] | None = None
+    giving_up: asyncio.Task[None] | None = None  # the end of a run that is unhealthy
     opening: set[asyncio.Event] = field(default_factory=set)  # log readers that have not opened the files yet
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # set while no exit is being handled
 

@@ -171,7 +171,7 @@ class Supervisor:
         for container in self._registry:
             state = container.state
             if state.running:
-                self._health.start(container)
+                self._health.start(container, found=True)
             elif state.status == "removing":
                 await self._finish_removal(container)
             elif container.record.host_config.auto_remove and state.started_at != 0:
