@@ -31,6 +31,7 @@ from dray.engine.commits import Commits
 from dray.engine.containers import Containers
 from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
+from dray.engine.editing import Editor
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable, ExecVerbs
 from dray.engine.facts import FactFinder
@@ -258,6 +259,14 @@ class House:
             volume_transfer=VolumeTransfer(self.volume_table, self.registry, self.events),
             events=self.events,
             authorization=self._authorization(),
+            editing=Editor(
+                self.registry,
+                creator,
+                self.lifecycle,
+                self.events,
+                limits=self.limits,
+                cpus=len(os.sched_getaffinity(0)),
+            ),
         )
 
     def _authorization(self) -> AuthorizationPlugins | None:

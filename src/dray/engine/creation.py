@@ -236,12 +236,26 @@ class Creator:
                 self._snapshots.prepare(view_key(record.id, index), point.chain_id or None, read_only=True)
                 undo.callback(self._snapshots.remove, view_key(record.id, index))
             elif point.type == "bind" and not point.create_source and not os.path.lexists(point.source):
-                raise InvalidParameter(
-                    f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
-                )
+                raise _no_source(point)
         fresh = [point for point in record.mounts if point.type == "volume" and point.copy and not point.subpath]
         if fresh:
             await self._fill(record, fresh)
+
+    async def add_mounts(self, record: ContainerRecord, fresh: list[MountPoint], undo: AsyncExitStack) -> None:
+        """Create the volumes that a stopped container is to have besides its own (`let_go` them afterwards)."""
+        for point in fresh:
+            if point.type == "volume":
+                await self._prepare_volume(record, point, undo)
+            elif point.type == "bind" and not point.create_source and not os.path.lexists(point.source):
+                raise _no_source(point)
+        filled = [point for point in fresh if point.type == "volume" and point.copy and not point.subpath]
+        if filled:
+            await self._fill(record, filled)
+
+    def let_go(self, point: MountPoint, container_id: str) -> None:
+        """Leave it to the container's record to tell that a new mount's volume is used."""
+        if point.type == "volume":
+            self._volumes.let_go(point.name, container_id)
 
     async def _prepare_volume(self, record: ContainerRecord, point: MountPoint, undo: AsyncExitStack) -> None:
         options = next((mount.volume_options for mount in record.host_config.mounts
@@ -297,3 +311,9 @@ class Creator:
                     copy_up(volume, source)
                 finally:
                     os.close(source)
+
+
+def _no_source(point: MountPoint) -> InvalidParameter:
+    return InvalidParameter(
+        f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+    )

@@ -99,7 +99,7 @@ class Lifecycle:
                 task, endpoints = await self._launcher.launch(container, undo)
                 undo.push_async_callback(self._abandon, task)
                 record.endpoints = list(endpoints)
-                state.status, state.pid = "running", task.pid
+                state.status, state.pid, record.resume = "running", task.pid, False
                 state.started_at, state.error, state.exit_code, state.oom_killed = task.started_at, "", 0, False
                 self._registry.save(container)
                 undo.pop_all()

@@ -107,6 +107,7 @@ class ContainerRecord(msgspec.Struct):
     manually_stopped: bool = False
     remove_volumes: bool = False  # a removal (or an unfinished creation) takes the anonymous volumes too
     log_path: str = ""
+    resume: bool = False  # it ran when an edit began: a daemon that is killed meanwhile starts it
 
 
 @dataclass(eq=False, slots=True)

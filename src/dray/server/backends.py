@@ -23,6 +23,7 @@ from dray.api.requests import (
     Connection,
     CreateOptions,
     Download,
+    EditRequest,
     ImportOptions,
     LogOptions,
     PathStat,
@@ -327,6 +328,13 @@ class Authorization(Protocol):
         """Decide about its answer, before it is sent (a stream: after it has been)."""
 
 
+class Editing(Protocol):
+    """Changing containers that exist."""
+
+    async def edit(self, ref: str, request: EditRequest) -> list[str]:
+        """Change a container; return warnings."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Backends:
     """Everything behind the API. A part that is None answers 501, naming what is missing.
@@ -348,3 +356,4 @@ class Backends:
     volume_transfer: VolumeTransfer | None = None
     events: Events | None = None
     authorization: Authorization | None = None
+    editing: Editing | None = None
