@@ -21,14 +21,14 @@ from dray.api.requests import CreateOptions
 from dray.base import digest
 from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.files import remove_tree
-from dray.engine import clock, initfiles, merge, mounts, names, rootfs, validate
+from dray.engine import clock, initfiles, merge, mounts, names, rootfs, updating, validate
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.mountsources import view_key
 from dray.engine.registry import Registry
-from dray.engine.validate.options import storage_size
+from dray.engine.validate.options import restart_policy, storage_size
 from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
@@ -151,6 +151,15 @@ class Creator:
             if point.type == "volume":
                 self._volumes.let_go(point.name, container_id)
         return container, warnings
+
+    def check_update(self, request: api.ContainerUpdateRequest) -> list[str]:
+        """Check an update as a creation is checked; return warnings. What this machine cannot limit is taken out."""
+        asked = api.HostConfig(**{name: getattr(request, name) for name in updating.UPDATABLE})
+        warnings = validate.validate_resources(asked, self._limits, cpus=self._cpus, update=True)
+        for name in updating.UPDATABLE:
+            setattr(request, name, getattr(asked, name))
+        restart_policy(request.restart_policy)
+        return warnings
 
     async def _find_images(self, points: list[MountPoint]) -> None:
         """Find the images that are to be mounted, and have their layers unpacked."""
