@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from support.engines import Engine
+from support.engines import Engine, until
 
 
 def test_output_goes_to_the_stream_it_was_written_to(engine: Engine) -> None:
