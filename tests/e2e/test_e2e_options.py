@@ -309,3 +309,19 @@ def test_field(engine: Engine, field: str) -> None:
     engine.ok("start", "box")
     engine.ok("wait", "box")
     assert re.fullmatch(expected, engine.docker("logs", "box").stdout)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/containers/box/start?checkpoint=one", None),
+        ("POST", "/containers/box/checkpoints", {"CheckpointID": "one"}),
+        ("GET", "/containers/box/checkpoints", None),
+        ("DELETE", "/containers/box/checkpoints/one", None),
+    ],
+)
+def test_checkpoints_are_refused_by_name(engine: Engine, method: str, path: str, body: Any) -> None:
+    engine.ok("create", "--name", "box", "busybox", "true")
+    status, _, answer = engine.api(method, path, body)
+    assert (status, "this engine does not drive CRIU" in json.loads(answer)["message"]) == (501, True)
+    assert engine.state("box")["Status"] == "created"

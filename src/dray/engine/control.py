@@ -26,7 +26,9 @@ class Control:
         """Start; NotModified if it runs already."""
         del detach_keys  # only a hint for clients that attach: the attach request brings its own
         if checkpoint or checkpoint_dir:
-            raise Unsupported("checkpoint: starting from a checkpoint is not built in yet")
+            raise Unsupported(
+                "checkpoint: this engine does not drive CRIU, so there are no checkpoints to start from; start the container without"
+            )
         container = self._registry.find(ref)
         await self._lifecycle.start(container)
 
