@@ -325,6 +325,7 @@ class ImageVerbs:
                 except (Conflict, NotFound):
                     continue  # taken into use, or gone, meanwhile
                 deleted += _deleted(lines)
+        await asyncio.to_thread(self._images.collect)  # also what nothing ever named
         reclaimed = max(0, before - await asyncio.to_thread(self._total))
         self._events.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
         return api.ImagePruneReport(images_deleted=deleted, space_reclaimed=reclaimed)
