@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def _recipe() -> str:
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for source in sorted(here.glob("*.py")):
-        if source.name not in ("cache.py", "hostile.py"):
+        if source.name not in ("cache.py", "hostile.py", "machine.py"):
             digest.update(source.read_bytes())
     digest.update(str(busybox.binary().stat().st_size).encode())
     return digest.hexdigest()[:12]
@@ -69,6 +70,11 @@ def nginx_archive() -> Path:
     return _made("nginx", lambda: [debian.nginx(FOLDER / "debs-nginx")])
 
 
+def mariadb_archive() -> Path:
+    """mariadb:latest."""
+    return _made("mariadb", lambda: [debian.mariadb(FOLDER / "debs-mariadb")])
+
+
 def medium_archive() -> Path:
     """bulk:medium, 60 MB in 12 layers: long enough to be killed in the middle of a load."""
     return _made("medium", lambda: [bulk.bulk(busybox.base_layer(), layers=12, megabytes=60, tag="bulk:medium")])
@@ -77,6 +83,29 @@ def medium_archive() -> Path:
 def bulk_archive() -> Path:
     """bulk:latest, more than 500 MB in 21 layers."""
     return _made("bulk", lambda: [bulk.bulk(busybox.base_layer())])
+
+
+def machine() -> Path:
+    """A folder with the disk, kernel and initial RAM disk of the tests' virtual machine."""
+    from images import machine as recipe
+
+    checkout = Path(__file__).parents[2]
+    digest = hashlib.sha256(Path(recipe.__file__).read_bytes())
+    for source in [checkout / "pyproject.toml", *sorted((checkout / "src/dray").rglob("*.py"))]:
+        digest.update(source.read_bytes())
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    target = FOLDER / f"machine-{digest.hexdigest()[:12]}"
+    with (FOLDER / "machine.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            for old in FOLDER.glob("machine-????????????"):
+                shutil.rmtree(old)
+            partial = FOLDER / "machine.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            recipe.make(partial, FOLDER / "debs-machine", checkout)
+            partial.rename(target)
+    return target
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ from dray.store.images import attestations as stored
 from dray.store.images.variants import remove_platforms
 
 
+def _images_of(record: ContainerRecord) -> set[str]:
+    """Return the images that a container keeps in use: its own, and those it has mounted."""
+    return {record.image_id, *(point.image_id for point in record.mounts if point.image_id)}
+
+
 def parse_platform(text: str) -> Platform | None:
     """Read a platform argument: the client's JSON, or `os[/arch[/variant]]`; empty is None."""
     if not text:
@@ -132,12 +137,16 @@ class ImageVerbs:
         return None
 
     def users(self, image_id: str) -> list[ImageUser]:
-        """Return the containers made of an image."""
+        """Return the containers made of an image, or with it mounted."""
         return [
             ImageUser(container.id, container.state.running)
             for container in self._registry
-            if container.record.image_id == image_id
+            if image_id in _images_of(container.record)
         ]
+
+    def _uses(self) -> Counter[str]:
+        """Return how many containers use each image, by its id."""
+        return Counter(image for container in self._registry for image in _images_of(container.record))
 
     # -- verbs ---------------------------------------------------------------------------------------------
 
@@ -147,7 +156,7 @@ class ImageVerbs:
         """List images, newest first."""
         del identity  # what signed an image: nothing here signs
         found = await asyncio.to_thread(self._images.list)
-        used = Counter(container.record.image_id for container in self._registry)
+        used = self._uses()
         chosen = imagefilters.select(found, filters, resolve=self._images.resolve, used=frozenset(used))
         if not all:
             chosen = [image for image in chosen if not (image.dangling and self._images.children(image))]
@@ -303,9 +312,11 @@ class ImageVerbs:
 
     def _prune(self, filters: Filters) -> tuple[list[dict[str, str]], int]:
         images = self._images
-        used = frozenset(container.record.image_id for container in self._registry)
         chosen = imagefilters.prunable(
-            images.list(), filters, used=used, has_children=lambda image: bool(images.children(image))
+            images.list(),
+            filters,
+            used=frozenset(self._uses()),
+            has_children=lambda image: bool(images.children(image)),
         )
         lines: list[dict[str, str]] = []
         for image in chosen:
