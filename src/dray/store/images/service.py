@@ -25,7 +25,7 @@ from dray.store.content import ContentStore, Lease
 from dray.store.images import collection, deletion
 from dray.store.images.model import DANGLING, Image, ImageUser
 from dray.store.images.names import Names, no_such_image
-from dray.store.images.reading import Found, Reading
+from dray.store.images.reading import Found, Reading, is_attestation
 from dray.store.snapshots import Progress, Snapshots
 
 # Told (action, image id or name, attributes) after the fact; actions are the Engine API's.
@@ -213,11 +213,16 @@ class Images:
         """Return what a canonical name stands for, None if nothing bears it."""
         return self._names.target(name)
 
+    def tags_in(self, repository: str) -> Sequence[str]:
+        """Return the canonical names of a repository's tags (`docker.io/library/busybox`), sorted."""
+        return sorted(name for name in self._names.all() if name.startswith(f"{repository}:"))
+
     def founds(self, target: Descriptor) -> Iterator[Found]:
         """Yield every image manifest of a target that can be read."""
         for descriptor in self.reading.manifests(target):
-            with contextlib.suppress(DrayError):
-                yield self.reading.found(descriptor)
+            if not is_attestation(descriptor):
+                with contextlib.suppress(DrayError):
+                    yield self.reading.found(descriptor)
 
     def blobs(self, target: Descriptor) -> Iterator[Descriptor]:
         """Yield every descriptor that a target leads to, itself included, here or not."""
