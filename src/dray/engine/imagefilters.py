@@ -59,9 +59,19 @@ def select(
     ]
 
 
-def matching(names: Iterable[str], filters: Filters) -> list[str]:
-    """Return the names of an image that a `reference` filter lets through: all without one."""
-    return [name for name in names if filters.matches_pattern("reference", _words([name]))]
+def shown(image: Image, filters: Filters) -> tuple[list[str], list[str]]:
+    """Return the tags and the digests of an image that a `reference` filter lets through: all without one. A digest
+    comes with the tags of its repository."""
+
+    def through(name: str) -> bool:
+        return filters.matches_pattern("reference", _words([name]))
+
+    tags = [name for name in image.tags if through(name)]
+    repositories = {reference.parse(name).familiar_name for name in tags}
+    digests = [
+        name for name in image.digests if reference.parse(name).familiar_name in repositories or through(name)
+    ]
+    return tags, digests
 
 
 def _words(names: Iterable[str]) -> list[str]:

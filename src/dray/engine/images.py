@@ -164,8 +164,8 @@ class ImageVerbs:
         return [
             api.ImageSummary(
                 id=image.id,
-                repo_tags=imagefilters.matching(image.tags, filters),
-                repo_digests=imagefilters.matching(image.digests, filters),
+                repo_tags=tags,
+                repo_digests=digests,
                 created=imagefilters.created(image) // 10**9,
                 size=image.size,
                 shared_size=shared.get(image.id, 0) if shared_size else -1,
@@ -175,6 +175,7 @@ class ImageVerbs:
                 descriptor=_descriptor(image.target),
             )
             for image in chosen
+            for tags, digests in [imagefilters.shown(image, filters)]
         ]
 
     def _manifest(self, image: Image, summary: ManifestSummary) -> api.ImageManifestSummary:
