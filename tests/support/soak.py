@@ -44,7 +44,7 @@ TAGS = 14
 RACES = re.compile(
     r"No such (image|container)|not found|conflict|Conflict|is gone|being removed|does not exist|"
     r"manifest unknown|name unknown|has no tags|in use|is not in it|being written already|content of the|"
-    r"prune operation|choose one with|cannot be removed|is already|must be forced|context canceled|does not provide"
+    r"prune operation|marked for removal|choose one with|cannot be removed|is already|must be forced|context canceled|does not provide"
 )
 
 
@@ -60,11 +60,11 @@ class Stock:
     remote: list[str] = field(default_factory=list)  # repository:tag
 
 
-def images(rng: random.Random) -> list[Image]:
+def images(rng: random.Random, count: int) -> list[Image]:
     """Images that share layers: all stand on busybox, many on one of a few layers above it."""
     shared = [_layer(rng, f"shared-{n}", rng.randrange(1000, 400_000)) for n in range(4)]
     made = []
-    for number in range(12):
+    for number in range(count):
         layers = [busybox.base_layer(), *rng.sample(shared, rng.randrange(0, 3))]
         layers += [
             _layer(rng, f"own-{number}-{n}", rng.randrange(100, 900_000)) for n in range(rng.randrange(0, 3))
@@ -81,10 +81,13 @@ def _layer(rng: random.Random, name: str, size: int) -> bytes:
 class Soak:
     """One engine, one registry, and work for them."""
 
-    def __init__(self, engine: Drayd, registry: DebianRegistry, *, seed: int, kills: bool = True) -> None:
+    def __init__(
+        self, engine: Drayd, registry: DebianRegistry, *, seed: int, images: int = 12, kills: bool = True
+    ) -> None:
         self.engine, self.registry = engine, registry
         self.rng = random.Random(seed)
         self.kills = kills
+        self._images = images
         self.done: Counter[str] = Counter()
         self.unexpected: list[str] = []
         self.rounds = 0
@@ -98,7 +101,7 @@ class Soak:
         """Start the engine, fill the registry through it, and forget all images again."""
         if self.engine.daemon is None:
             self.engine.start()
-        made = images(self.rng)
+        made = images(self.rng, self._images)
         for number, image in enumerate(made):
             target = io.BytesIO()
             if number % 3:
@@ -191,7 +194,7 @@ class Soak:
         try:
             end = time.monotonic() + seconds
             while time.monotonic() < end:
-                self._stop.wait(min(max(0.0, end - time.monotonic()), self.rng.uniform(1, 12)))
+                self._stop.wait(min(max(0.0, end - time.monotonic()), self.rng.uniform(1, min(12, seconds / 2))))
                 if self._stop.is_set():
                     break
                 if self.kills and time.monotonic() < end:
@@ -407,7 +410,7 @@ class Soak:
                 self._runs(image["Id"])
         for one in self._ask("GET", "/containers/json?all=1"):
             self._starts(one["Id"])
-        self._nothing_more(blobs)
+        self.nothing_more(blobs)
 
     def _settled(self) -> None:
         """Wait until what cancelled clients have left running is over, then collect."""
@@ -433,7 +436,7 @@ class Soak:
         if status not in (204, 304) and b"/bin/true" not in answer:
             raise Broken(f"container {container} cannot be started: {answer!r}")
 
-    def _nothing_more(self, wanted: set[str]) -> None:
+    def nothing_more(self, wanted: set[str]) -> None:
         content = self.engine.data_root / "content"
         present = {f"sha256:{entry.name}" for entry in (content / "blobs" / "sha256").iterdir()}
         if lost := wanted - present:
@@ -525,7 +528,7 @@ class Soak:
     def check_empty(self) -> None:
         """With nothing named and the time of broken-off transfers over, the store is empty."""
         self._settled()
-        self._nothing_more(set())
+        self.nothing_more(set())
         self.engine.stop()
         ingests = self.engine.data_root / "content" / "ingest"
         long_ago = time.time() - 3 * 86400

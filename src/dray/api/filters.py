@@ -119,34 +119,50 @@ class Filters(dict[str, list[str]]):
 
 def path_pattern(text: str) -> re.Pattern[str]:
     """Translate a pattern of Go's `path.Match`: `*` and `?` do not match a slash, `[^a-c]`, and a backslash takes a
-    character's meaning away. InvalidParameter if it is malformed."""
-    pattern, at = "", 0
+    character's meaning away. InvalidParameter if it is malformed.
+
+    What stands between two stars is taken where it comes first and never looked for again, so that no pattern takes
+    long.
+    """
+    first, *rest = _chunks(text)
+    middle = "".join(f"(?>[^/]*?{chunk})" for chunk in rest[:-1])
+    last = f"[^/]*{rest[-1]}" if rest else ""
+    try:
+        return re.compile(first + middle + last, re.DOTALL)
+    except re.error:
+        raise _malformed(text) from None
+
+
+def _chunks(text: str) -> list[str]:
+    """Return the expressions for what stands between a pattern's stars."""
+    chunks, at = [""], 0
     while at < len(text):
         char = text[at]
         if char == "*":
-            pattern += "[^/]*"
+            chunks.append("")
         elif char == "?":
-            pattern += "[^/]"
+            chunks[-1] += "[^/]"
         elif char == "[":
             found = _CLASS.match(text, at)
             if found is None:
-                raise InvalidParameter(f"invalid filter: syntax error in pattern {text!r}")
-            inside = re.sub(r"\\(.)", r"\1", found[2]) if "\\" in found[2] else found[2]
+                raise _malformed(text)
+            inside = re.sub(r"\\(.)", r"\1", found[2])
             body = "".join(char if char == "-" else re.escape(char) for char in inside)
-            pattern += f"(?!/)[{found[1]}{body}]"
+            chunks[-1] += f"(?!/)[{found[1]}{body}]"
             at = found.end() - 1
         elif char == "\\":
             at += 1
             if at == len(text):
-                raise InvalidParameter(f"invalid filter: syntax error in pattern {text!r}")
-            pattern += re.escape(text[at])
+                raise _malformed(text)
+            chunks[-1] += re.escape(text[at])
         else:
-            pattern += re.escape(char)
+            chunks[-1] += re.escape(char)
         at += 1
-    try:
-        return re.compile(pattern, re.DOTALL)
-    except re.error:
-        raise InvalidParameter(f"invalid filter: syntax error in pattern {text!r}") from None
+    return chunks
+
+
+def _malformed(pattern: str) -> InvalidParameter:
+    return InvalidParameter(f"invalid filter: syntax error in pattern {pattern!r}")
 
 
 def _has_label(labels: Mapping[str, str], wanted: str) -> bool:
