@@ -79,9 +79,7 @@ def _words(names: Iterable[str]) -> list[str]:
     return [word for name in names for word in (name, reference.parse(name).familiar_name)]
 
 
-def prunable(
-    images: Sequence[Image], filters: Filters, *, used: frozenset[str], has_children: Callable[[Image], bool]
-) -> list[Image]:
+def prunable(images: Sequence[Image], filters: Filters, *, used: frozenset[str]) -> list[Image]:
     """Return the images that a prune is to take: without a name, or with `dangling=false` all that no container uses.
 
     InvalidParameter for a value that makes no sense; nothing may be removed then.
@@ -92,7 +90,7 @@ def prunable(
         image
         for image in images
         if image.id not in used
-        and (not dangling_only or (image.dangling and not has_children(image)))
+        and (image.dangling or not dangling_only)
         and filters.matches_labels(image.labels)
         and all(created(image) < limit for limit in limits)
     ]

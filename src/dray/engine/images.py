@@ -154,12 +154,11 @@ class ImageVerbs:
         self, *, all: bool, filters: Filters, shared_size: bool, manifests: bool, identity: bool
     ) -> list[api.ImageSummary]:
         """List images, newest first."""
+        del all  # nothing is hidden: no image here is but a step of a build
         del identity  # what signed an image: nothing here signs
         found = await asyncio.to_thread(self._images.list)
         used = self._uses()
         chosen = imagefilters.select(found, filters, resolve=self._images.resolve, used=frozenset(used))
-        if not all:
-            chosen = [image for image in chosen if not (image.dangling and self._images.children(image))]
         shared = (await asyncio.to_thread(usage.measure, self._images, used)).shared if shared_size else {}
         return [
             api.ImageSummary(
@@ -313,12 +312,7 @@ class ImageVerbs:
 
     def _prune(self, filters: Filters) -> tuple[list[dict[str, str]], int]:
         images = self._images
-        chosen = imagefilters.prunable(
-            images.list(),
-            filters,
-            used=frozenset(self._uses()),
-            has_children=lambda image: bool(images.children(image)),
-        )
+        chosen = imagefilters.prunable(images.list(), filters, used=frozenset(self._uses()))
         lines: list[dict[str, str]] = []
         for image in chosen:
             for name in (*image.tags, *image.digests) or (image.id,):
