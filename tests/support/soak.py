@@ -100,7 +100,7 @@ class Soak:
     def prepare(self) -> None:
         """Start the engine, fill the registry through it, and forget all images again."""
         if self.engine.daemon is None:
-            self.engine.start()
+            self.engine.start(timeout=180)
         made = images(self.rng, self._images)
         for number, image in enumerate(made):
             target = io.BytesIO()
@@ -200,7 +200,7 @@ class Soak:
                 if self.kills and time.monotonic() < end:
                     self._up.clear()
                     self.engine.kill()
-                    self.engine.start()
+                    self.engine.start(timeout=180)
                     self._up.set()
                     self.done["kill"] += 1
         finally:
@@ -534,7 +534,7 @@ class Soak:
         long_ago = time.time() - 3 * 86400
         for file in ingests.rglob("*"):
             os.utime(file, (long_ago, long_ago))
-        self.engine.start()
+        self.engine.start(timeout=180)
         deadline = time.monotonic() + 20
         while left := self._left():
             if time.monotonic() > deadline:

@@ -155,7 +155,6 @@ class ImageVerbs:
     ) -> list[api.ImageSummary]:
         """List images, newest first."""
         del all  # nothing is hidden: no image here is but a step of a build
-        del identity  # what signed an image: nothing here signs
         found = await asyncio.to_thread(self._images.list)
         used = self._uses()
         chosen = imagefilters.select(found, filters, resolve=self._images.resolve, used=frozenset(used))
@@ -170,14 +169,26 @@ class ImageVerbs:
                 shared_size=shared.get(image.id, 0) if shared_size else -1,
                 labels=image.labels or None,
                 containers=used[image.id],
-                manifests=[self._manifest(image, summary) for summary in image.manifests] if manifests else [],
+                manifests=self._manifests(image, identity=identity) if manifests else [],
                 descriptor=_descriptor(image.target),
             )
             for image in chosen
             for tags, digests in [imagefilters.shown(image, filters)]
         ]
 
-    def _manifest(self, image: Image, summary: ManifestSummary) -> api.ImageManifestSummary:
+    def _identity(self, image: Image) -> dict[str, Any] | None:
+        """Return what is known for sure of an image's origin; no signature is checked."""
+        repositories = self._images.sources.of(image.id)
+        return {"Pull": [{"Repository": name} for name in repositories]} if repositories else None
+
+    def _manifests(self, image: Image, *, identity: bool = False) -> list[api.ImageManifestSummary]:
+        found = [self._manifest(summary) for summary in image.manifests]
+        for one in found:
+            if identity and one.image_data is not None:
+                one.image_data.identity = self._identity(image)
+        return found
+
+    def _manifest(self, summary: ManifestSummary) -> api.ImageManifestSummary:
         shown = api.ImageManifestSummary(
             id=summary.descriptor.digest,
             descriptor=_descriptor(summary.descriptor),
@@ -208,7 +219,8 @@ class ImageVerbs:
         return api.ImageInspect(
             id=image.id,
             descriptor=_descriptor(image.target),
-            manifests=[self._manifest(image, summary) for summary in image.manifests] if manifests else [],
+            manifests=self._manifests(image) if manifests else [],
+            identity=self._identity(image),
             repo_tags=list(image.tags),
             repo_digests=list(image.digests),
             comment=config.comment or "",

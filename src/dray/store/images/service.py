@@ -26,6 +26,7 @@ from dray.store.images import collection, deletion
 from dray.store.images.model import DANGLING, Image, ImageUser
 from dray.store.images.names import Names, no_such_image
 from dray.store.images.reading import Found, Reading, is_attestation
+from dray.store.images.sources import Sources
 from dray.store.snapshots import Progress, Snapshots
 
 # Told (action, image id or name, attributes) after the fact; actions are the Engine API's.
@@ -48,6 +49,7 @@ class Images:
         self.on_event = on_event
         self._records = records
         self._names = Names(records)
+        self.sources = Sources(records)
         self.reading = Reading(content)
         self._cache: dict[tuple[str, str], Image] = {}
         self._cached_generation = -1
@@ -366,6 +368,7 @@ class Images:
         self.content.expire()
         _, freed = self.content.collect(lambda: self._live(dropped))
         self.reading.forget()
+        self.sources.forget(self._names.targets().keys())
         with self._holding:
             if self._holds == 0:
                 wanted = {key for target in self._names.targets().values() for key in self.chains(target)}
