@@ -15,11 +15,13 @@ import functools
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 
-from dray.base.errors import InvalidParameter
+from dray.base.errors import InvalidParameter, Unsupported
 from dray.base.files import owned_fd
-from dray.linux import libc
+from dray.engine.remap import Remap
+from dray.linux import libc, mappedroots
 from dray.runtime.model import Mount
 
 RESOLVE = libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_MAGICLINKS
@@ -144,3 +146,53 @@ def read_small_file(root: int, path: str, *, limit: int = 1 << 20) -> str:
         if status.st_size > limit:
             raise InvalidParameter(f"{path} of the container is larger than {limit} bytes; it is not read")
         return os.read(fd, limit).decode(errors="surrogateescape")
+
+
+@contextlib.contextmanager
+def mapped(mount: Mount, remap: Remap, *, read_only: bool = True) -> Iterator[int]:
+    """Yield a detached mount of a snapshot's root that shows the ids that containers in user namespaces have on the
+    host. Unsupported where kernel or file system cannot."""
+    made: list[int] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(mapped_alone(without_upper(mount) if read_only else mount, remap))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="mapped root")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    with owned_fd(made[0]) as tree:
+        yield tree
+
+
+def mapped_alone(mount: Mount, remap: Remap) -> int:
+    """The same, owned by the caller, on a thread that ends with this: it leaves the process's mount namespace."""
+    libc.unshare(libc.CLONE_NEWNS)
+    try:
+        return mappedroots.tree(
+            mount.type, mount.source, mount.options, remap.descriptor, remap.owner, alone=True
+        )  # fmt: skip
+    except OSError as error:
+        raise Unsupported(
+            f"the layers cannot be shown with mapped ids here ({error.strerror}): userns-remap needs Linux 5.19 and a "
+            "data root on a file system such as ext4, xfs or btrfs"
+        ) from error
+
+
+def without_upper(mount: Mount) -> Mount:
+    """Return a mount of the same root that takes no writes: an overlay's upper directory becomes its top layer."""
+    if mount.type != "overlay":
+        return mount
+    words = dict(word.partition("=")[::2] for word in mount.options)
+    upper = words.pop("upperdir", "")
+    words.pop("workdir", None)
+    if upper:
+        words["lowerdir"] = f"{upper}:{words['lowerdir']}"
+    if ":" not in words["lowerdir"]:
+        return Mount("bind", words["lowerdir"], ("rbind", "ro"))
+    return Mount("overlay", "overlay", tuple(f"{key}={value}" if value else key for key, value in words.items()))

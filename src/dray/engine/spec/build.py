@@ -205,7 +205,8 @@ def namespaces(host: HostConfig, facts: Facts) -> list[dict[str, str]]:
     if host.cgroupns_mode == "private" or (not host.cgroupns_mode and facts.machine.cgroup_version == 2):
         found.append({"type": "cgroup"})
     if facts.uid_mappings and host.userns_mode != "host":
-        found.append({"type": "user"})
+        path = facts.namespaces.get("user", "")
+        found.append({"type": "user", "path": path} if path else {"type": "user"})
     return found
 
 
