@@ -105,7 +105,7 @@ class Launcher:
             os.makedirs(f"{run_dir}/rootfs", 0o700)
             undo.callback(_clear, run_dir)
             if record.host_config.ipc_mode == "shareable":
-                shm.mount(run_dir, record.host_config.shm_size)
+                shm.mount(run_dir, record.host_config.shm_size, owner)
                 undo.callback(shm.unmount, run_dir)
             mounts = self._sources.pinned(record, run_dir, mapped=user is not None)
             self._write_spec(run_dir, self._spec(record, attachment, linked, mounts, user))

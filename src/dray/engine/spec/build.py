@@ -216,8 +216,9 @@ def _sysctls(config: ContainerConfig, host: HostConfig, facts: Facts) -> dict[st
     found: dict[str, str] = {}
     if host.network_mode != "host" and not host.network_mode.startswith("container:"):
         found["net.ipv4.ip_unprivileged_port_start"] = "0"
-        if not facts.uid_mappings:
-            found["net.ipv4.ping_group_range"] = "0 2147483647"
+        # In a user namespace dockerd leaves ping to root: there the kernel takes mapped groups only.
+        last = max((m["containerID"] + m["size"] - 1 for m in facts.gid_mappings), default=0x7FFFFFFF)
+        found["net.ipv4.ping_group_range"] = f"0 {last}"
     found |= facts.sysctls
     if config.domainname and host.uts_mode != "host":
         found["kernel.domainname"] = config.domainname
