@@ -99,7 +99,7 @@ def test_host_keeps_a_container_out(engine):
 
 
 @pytest.mark.parametrize(
-    "flags,words",
+    ("flags", "words"),
     [
         (
             ["--privileged"],
@@ -311,6 +311,23 @@ def test_a_daemon_that_comes_back(engine, box):
         engine.stop()
         engine.flags[:] = flags
         engine.start()
+
+
+def test_a_data_root_without_mapped_ids_is_refused_at_start(engine):
+    """A ramfs knows no mounts with mapped ids."""
+    base = engine.base / "ram"
+    base.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", base], check=True)
+    other = Drayd(base, flags=["--bridge", "dray-remap8", "--userns-remap", "games", "--storage-driver", "vfs"])
+    try:
+        other.launch()
+        assert other.daemon is not None
+        assert other.daemon.wait(20) == 1
+        other.daemon = None
+        assert "move the data root, or leave userns-remap away" in other.log.read_text()
+        assert not [name for name in os.listdir(other.data_root) if name.startswith("probe-")]
+    finally:
+        subprocess.run(["umount", "-l", base], check=True)
 
 
 def test_a_setting_that_fails_stops_the_daemon(engine):

@@ -15,7 +15,7 @@ from dray.linux.usernamespaces import OVERFLOW, IdMap
 MAPS = IdMap(((0, 300000, 1000), (1000, 200000, 65536)), ((0, 400000, 65536),))
 
 
-@pytest.mark.parametrize("inside,outside", [((0, 0), (300000, 400000)), ((999, 5), (300999, 400005)),
+@pytest.mark.parametrize(("inside", "outside"), [((0, 0), (300000, 400000)), ((999, 5), (300999, 400005)),
                                             ((1000, 1), (200000, 400001)), ((66535, 65535), (265535, 465535))])  # fmt: skip
 def test_ids_there_and_back(inside, outside):
     assert MAPS.outside(*inside) == outside
@@ -37,7 +37,7 @@ def test_the_kernels_text():
 
 
 @pytest.mark.parametrize(
-    "ask,words",
+    ("ask", "words"),
     [
         ({"privileged": True}, "privileged mode is incompatible with user namespaces"),
         ({"network_mode": "host"}, "cannot share the host's network namespace when user namespaces are enabled"),

@@ -72,7 +72,7 @@ def test_no_range(files):
 
 
 @pytest.mark.parametrize(
-    "content,words",
+    ("content", "words"),
     [
         ("nobody:0:65536\n", "must lie between 1"),  # the host's root among them
         ("nobody:4294967290:100\n", "must lie between 1"),

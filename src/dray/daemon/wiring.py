@@ -25,7 +25,7 @@ from dray.base.files import remove_tree, write_atomic
 from dray.daemon import subids
 from dray.daemon.config import DaemonConfig, accept_mark
 from dray.daemon.registries import registry_settings, shown_by_info
-from dray.engine import apparmor, security
+from dray.engine import apparmor, rootfs, security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
 from dray.engine.containers import Containers
@@ -303,6 +303,7 @@ class House:
             one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
         }
         await self.remap.open(self.zygote)
+        await asyncio.to_thread(rootfs.check_mapping, self.layout.data_root, self.snapshots.name, self.remap)
         await self.controller.start(live)
         await self.peers.adopt()
         self._adopt_volumes()

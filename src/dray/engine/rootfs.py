@@ -16,7 +16,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dray.base.errors import InvalidParameter, Unsupported
 from dray.base.files import owned_fd
@@ -152,12 +152,31 @@ def read_small_file(root: int, path: str, *, limit: int = 1 << 20) -> str:
 def mapped(mount: Mount, remap: Remap, *, read_only: bool = True) -> Iterator[int]:
     """Yield a detached mount of a snapshot's root that shows the ids that containers in user namespaces have on the
     host. Unsupported where kernel or file system cannot."""
+    with owned_fd(_on_a_thread(lambda: mapped_alone(without_upper(mount) if read_only else mount, remap))) as tree:
+        yield tree
+
+
+def check_mapping(folder: str, driver: str, remap: Remap) -> None:
+    """Raise Unsupported unless the layers of a storage driver below `folder` can be shown with mapped ids here."""
+    if remap.maps is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as place:
+        mount = Mount("bind", place, ("rbind",))
+        if driver == "overlay2":
+            for name in ("lower", "upper", "work"):
+                os.mkdir(f"{place}/{name}")
+            words = (f"lowerdir={place}/lower", f"upperdir={place}/upper", f"workdir={place}/work")
+            mount = Mount("overlay", "overlay", words)
+        os.close(_on_a_thread(lambda: mapped_alone(mount, remap)))
+
+
+def _on_a_thread(action: Callable[[], int]) -> int:
     made: list[int] = []
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
-            made.append(mapped_alone(without_upper(mount) if read_only else mount, remap))
+            made.append(action())
         except BaseException as error:
             failure.append(error)
 
@@ -166,8 +185,7 @@ def mapped(mount: Mount, remap: Remap, *, read_only: bool = True) -> Iterator[in
     thread.join()
     if failure:
         raise failure[0]
-    with owned_fd(made[0]) as tree:
-        yield tree
+    return made[0]
 
 
 def mapped_alone(mount: Mount, remap: Remap) -> int:
@@ -179,8 +197,8 @@ def mapped_alone(mount: Mount, remap: Remap) -> int:
         )  # fmt: skip
     except OSError as error:
         raise Unsupported(
-            f"the layers cannot be shown with mapped ids here ({error.strerror}): userns-remap needs Linux 5.19 and a "
-            "data root on a file system such as ext4, xfs or btrfs"
+            f"userns-remap: layers cannot be shown with mapped ids here ({error.strerror}): that needs Linux 5.19 and a "
+            "data root on a file system such as ext4, xfs or btrfs; move the data root, or leave userns-remap away"
         ) from error
 
 
