@@ -21,7 +21,7 @@ from dray.api.requests import CreateOptions
 from dray.base import digest
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.files import remove_tree
-from dray.engine import clock, initfiles, merge, mounts, names, rootfs, validate
+from dray.engine import clock, initfiles, mapped, merge, mounts, names, rootfs, validate
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
@@ -281,8 +281,8 @@ class Creator:
 
     def _copy_up(self, record: ContainerRecord, points: list[MountPoint], sources: list[str]) -> None:
         layers = self._snapshots.mounts(record.id)
-        mapped = self._remap.maps_of(record.host_config) is not None  # volumes have the ids of the host
-        with rootfs.mapped(layers[0], self._remap) if mapped else rootfs.mounted(layers) as root:
+        shifted = self._remap.maps_of(record.host_config) is not None  # volumes have the ids of the host
+        with mapped.mounted(layers[0], self._remap) if shifted else rootfs.mounted(layers) as root:
             for point, volume in zip(points, sources, strict=True):
                 try:
                     source = rootfs.open_in(root, point.destination, os.O_RDONLY | os.O_DIRECTORY)

@@ -22,6 +22,7 @@ import msgspec
 
 from dray.base.errors import InvalidParameter
 from dray.base.files import owned_fd
+from dray.engine import mapped as mapped_roots
 from dray.engine import rootfs
 from dray.engine.model import ContainerRecord, MountPoint
 from dray.engine.remap import Remap
@@ -65,13 +66,14 @@ class MountSources:
                 point.mount_id = secrets.token_hex(32)
                 point.source = await self._volumes.mount(point.name, point.mount_id, user=record.id)
 
-    @staticmethod
-    def taken(record: ContainerRecord) -> list[tuple[str, str]]:
-        """Return the uses of volumes (name, mount id) that a container's run has, which is over."""
+    def taken(self, record: ContainerRecord) -> list[tuple[str, str]]:
+        """Let go of the volumes of a container's run, which is over; return those that must be unmounted (name,
+        mount id), for `give_back`."""
         found = []
         for point in record.mounts:
             if point.mount_id:
-                found.append((point.name, point.mount_id))
+                if not self._volumes.let_go_at_once(point.name, point.mount_id):
+                    found.append((point.name, point.mount_id))
                 point.mount_id = ""
         return found
 
@@ -111,7 +113,7 @@ class MountSources:
         mount = self._snapshots.mounts(key)[0]
         os.mkdir(pin, 0o700)
         if mapped:
-            with rootfs.mapped(mount, self._remap) as tree, owned_fd(os.open(pin, _PLACE)) as place:
+            with mapped_roots.mounted(mount, self._remap) as tree, owned_fd(os.open(pin, _PLACE)) as place:
                 mounts.attach(tree, place)
         elif mount.type == "bind":
             with owned_fd(mounts.clone_tree(mount.source)) as tree, owned_fd(os.open(pin, _PLACE)) as place:

@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dray.base.errors import Conflict, Forbidden, InvalidParameter
-from dray.engine import rootfs
+from dray.engine import mapped, rootfs
 from dray.engine.remap import Remap
 from dray.linux import libc, mounts, usernamespaces
 from dray.linux.usernamespaces import IdMap
 from dray.runtime.model import Mount
+from dray.runtime.served import FUSE_OVERLAY
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # linux/magic.h: file systems whose files are the kernel's own doing.
@@ -186,7 +187,10 @@ class _Assembly:
         trees = [(point, _clone(stack, point)) for point in self._points]
         mount = self._mount if self._writable else rootfs.without_upper(self._mount)
         if self._remap is not None:
-            base = rootfs.mapped_alone(mount, self._remap)
+            base = mapped.alone(mount, self._remap)
+            stack.callback(os.close, base)
+        elif mount.type == FUSE_OVERLAY:
+            base = rootfs.served(mount)
             stack.callback(os.close, base)
         else:
             base = _bind(stack, mount) if mount.type != "overlay" else -1
