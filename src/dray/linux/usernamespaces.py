@@ -98,9 +98,14 @@ def make(uid_map: str, gid_map: str) -> int:
     return _made(libc.CLONE_NEWUSER, ("user",), maps=(uid_map, gid_map))[0]
 
 
-def make_with_network(uid_map: str, gid_map: str) -> tuple[int, int]:
-    """Return the descriptors of a new user namespace and of a new network namespace that it owns."""
-    user, network = _made(libc.CLONE_NEWUSER | libc.CLONE_NEWNET, ("user", "network"), maps=(uid_map, gid_map))
+def make_with_network(uid_map: str, gid_map: str, *, reap: bool = True) -> tuple[int, int]:
+    """Return the descriptors of a new user namespace and of a new network namespace that it owns.
+
+    reap: wait for the helper process; False: the caller's handler of SIGCHLD does
+    """
+    user, network = _made(
+        libc.CLONE_NEWUSER | libc.CLONE_NEWNET, ("user", "network"), maps=(uid_map, gid_map), reap=reap
+    )
     return user, network
 
 
@@ -110,7 +115,7 @@ def make_network_in(user: int) -> int:
 
 
 def _made(
-    flags: int, kinds: Sequence[str], *, maps: tuple[str, str] | None = None, enter: int = -1
+    flags: int, kinds: Sequence[str], *, maps: tuple[str, str] | None = None, enter: int = -1, reap: bool = True
 ) -> tuple[int, ...]:
     """Fork a process into the new namespaces, open them, and let it end."""
     waits, tells = os.pipe2(os.O_CLOEXEC)
@@ -139,8 +144,9 @@ def _made(
         os.close(tells)
         os.close(says)
         os.close(pidfd)
-        with contextlib.suppress(ChildProcessError):  # a caller's SIGCHLD handler may have been quicker
-            os.waitpid(pid, 0)
+        if reap:
+            with contextlib.suppress(ChildProcessError):  # a caller's SIGCHLD handler may have been quicker
+                os.waitpid(pid, 0)
 
 
 def _wait(waits: int, tells: int, hears: int, enter: int) -> None:

@@ -275,7 +275,7 @@ class _Zygote:
         """Return a new network namespace, a NETLINK_ROUTE socket inside it and, with maps, the user namespace that
         owns it."""
         if maps is not None:
-            user, namespace = usernamespaces.make_with_network(*maps)
+            user, namespace = usernamespaces.make_with_network(*maps, reap=False)
             try:
                 return *self._opened(namespace), user
             except BaseException:
