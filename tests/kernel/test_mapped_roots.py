@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dray.linux import libc, mappedroots, namespaces, usernamespaces
+from dray.linux.cgroups import delegation
 from dray.linux.usernamespaces import IdMap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -160,3 +161,13 @@ def test_maps_of_a_process():
         os.waitpid(pid, 0)
         for fd in (user, ready, told):
             os.close(fd)
+
+
+def test_a_cgroup_is_handed_over_without_its_limits(tmp_path):
+    """The files that cgroup v2 calls delegatable, on a directory that looks like one."""
+    for name in ("cgroup.procs", "cgroup.subtree_control", "memory.max", "cgroup.freeze"):
+        (tmp_path / name).touch()
+    delegation.delegate(str(tmp_path), MAPS.root, Path("/nonexistent"))
+    assert [owners(tmp_path), owners(tmp_path / "cgroup.procs")] == [MAPS.root, MAPS.root]
+    assert owners(tmp_path / "cgroup.subtree_control") == MAPS.root
+    assert owners(tmp_path / "memory.max") == owners(tmp_path / "cgroup.freeze") == (0, 0)

@@ -16,6 +16,7 @@ from typing import Any
 
 from dray.base.errors import Internal, Unsupported
 from dray.linux import cgroups, libc, mappedroots, namespaces, processes
+from dray.linux.cgroups import delegation
 from dray.runtime import document, idmaps, init, state, validate
 from dray.runtime.handshake import Channel, Mapped, Message, Prepared, Proceed, Ready, Staged
 from dray.runtime.hooks import hooks_of, run_hooks
@@ -140,6 +141,14 @@ class Creation:
             own({ROOT: self._mapped_root(layers[0], spaces)})
         return trees
 
+    def _owner(self) -> tuple[int, int]:
+        """Return who the root of the user namespace is outside."""
+        uid, gid = (
+            next((int(m["hostID"]) for m in self.linux.get(name) or () if not m.get("containerID")), 0)
+            for name in ("uidMappings", "gidMappings")
+        )
+        return uid, gid
+
     def _mapped_root(self, layer: Mount, spaces: Namespaces) -> int:
         if "user" in spaces.descriptors:
             user = os.dup(spaces.descriptors["user"])
@@ -147,10 +156,8 @@ class Creation:
             user = namespaces.open_path(spaces.paths["user"])
         else:
             user = idmaps.namespace_of(self.linux)
-        uids, gids = (self.linux.get(name) or [] for name in ("uidMappings", "gidMappings"))
-        owner = tuple(next((int(m["hostID"]) for m in ids if not m.get("containerID")), 0) for ids in (uids, gids))
         try:
-            return mappedroots.tree(layer.type, layer.source, layer.options, user, (owner[0], owner[1]))
+            return mappedroots.tree(layer.type, layer.source, layer.options, user, self._owner())
         except OSError as error:
             raise Unsupported(
                 f"the layers cannot be shown with mapped ids here ({error.strerror}): this needs Linux 5.19 and a data "
@@ -194,7 +201,7 @@ class Creation:
         alone = cgroups.layout.current().version == 1 and not order.user_namespace
         cgroup_fd = None
         if not alone:
-            self._make_cgroup()
+            self._make_cgroup(order)
             cgroup_fd = order.cgroup.clone_fd()
             if cgroup_fd is not None:
                 scope.callback(os.close, cgroup_fd)
@@ -229,11 +236,14 @@ class Creation:
             with contextlib.suppress(OSError):
                 cgroup.delete()
 
-    def _make_cgroup(self) -> None:
+    def _make_cgroup(self, order: init.Order) -> None:
         path, resources = self.linux.get("cgroupsPath") or "", document.resources(self.request.spec)
         with as_errors("cgroup"):
             cgroup = cgroups.create(path, self.request.id, resources)
         self.undo.callback(_delete_cgroup, cgroup)
+        if order.user_namespace and "cgroup" in order.own and "" in cgroup.paths:
+            with as_errors("cgroup"):
+                delegation.delegate(cgroup.paths[""], self._owner())
 
     def _clone_staged(
         self, order: init.Order, flags: int, join: dict[str, int], theirs: Channel, cgroup_fd: int | None
