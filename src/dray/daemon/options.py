@@ -65,6 +65,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("default-stop-timeout", "int", "default-stop-timeout", "", 10, "Seconds before stop kills"),
     Option("no-new-privileges", "bool", "no-new-privileges", "", False, "Set no_new_privs by default"),
     Option("seccomp-profile", "str", "seccomp-profile", "", "builtin", "builtin, unconfined or a profile's path"),
+    Option("userns-remap", "str", "userns-remap", "", "", "User namespaces for containers: default, user[:group]"),
     Option("init", "bool", "init", "", False, "Run an init inside containers by default"),
     Option("init-path", "str", "init-path", "", "", "That init's path (default: a tiny one of our own)"),
     Option("default-init", "str", refused="use init-path"),
@@ -186,7 +187,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("nri-opts", "json", "nri-opts", refused="there is no NRI"),
     Option("metrics-addr", "str", "metrics-addr", refused="there are no metrics yet"),
     Option("selinux-enabled", "bool", "selinux-enabled", refused="SELinux is not supported yet"),
-    Option("userns-remap", "str", "userns-remap", refused="user namespaces of the engine are not built in yet"),
     Option("rootless", "bool", "rootless", refused="run drayd as root"),
     Option(
         "cpu-rt-period", "int", "cpu-rt-period", refused="real-time scheduling of all containers is not built in"

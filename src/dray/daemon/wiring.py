@@ -23,9 +23,10 @@ from typing import Any
 
 from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree, write_atomic
+from dray.daemon import subids
 from dray.daemon.config import DaemonConfig, accept_mark
 from dray.daemon.registries import registry_settings, shown_by_info
-from dray.engine import apparmor, security
+from dray.engine import apparmor, mapped, security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
 from dray.engine.containers import Containers
@@ -46,6 +47,7 @@ from dray.engine.mountsources import MountSources, owner_of_key
 from dray.engine.networks import NetworkVerbs
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
+from dray.engine.remap import Remap
 from dray.engine.spec import machine
 from dray.engine.streams import Streams
 from dray.engine.supervision import Supervisor
@@ -55,6 +57,7 @@ from dray.engine.volumes import VolumeVerbs
 from dray.engine.volumetransfer import VolumeTransfer
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
+from dray.linux.usernamespaces import IdMap
 from dray.network.controller import Controller
 from dray.network.dns.service import Service
 from dray.network.model import NetworkConfig
@@ -77,8 +80,8 @@ from dray.volumes.table import VolumeTable
 log = logging.getLogger("dray.daemon")
 
 
-def network_config(config: DaemonConfig) -> NetworkConfig:
-    """Return the networking half of the configuration."""
+def network_config(config: DaemonConfig, maps: IdMap | None) -> NetworkConfig:
+    """Return the networking half of the configuration; `maps` of the containers' user namespaces."""
     return NetworkConfig(
         bridge=config["bridge"] or "dray0",
         table=f"dray-{zlib.crc32(config['data-root'].encode()):08x}" if config["bridge"] == "none" else "",
@@ -101,6 +104,7 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
         allow_direct_routing=config["allow-direct-routing"],
         accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
         respect_host_firewall=config["respect-host-firewall"],
+        user_maps=None if maps is None else (maps.uid_map, maps.gid_map),
         address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
     )
 
@@ -156,16 +160,17 @@ class House:
         self.layout.prepare()
         root = self.layout.data_root
         self.limits = capabilities()
+        self.remap = Remap(subids.resolve(config["userns-remap"]))
         self.metadata = Metadata(self.layout.database)
         self.snapshots = open_driver(root, self.metadata, config["storage-driver"])
         self.content = ContentStore(f"{root}/content")
         self.events = Events()
         self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
-        self.volumes = Volumes(f"{root}/volumes", self.metadata)
+        self.volumes = Volumes(f"{root}/volumes", self.metadata, owner=self.remap.owner)
         self.plugins = Plugins()
         self.volume_table = VolumeTable(self.volumes, self.plugins, self.metadata)
-        self.sources = MountSources(self.volume_table, self.snapshots)
-        self.controller = Controller(self.metadata, network_config(config), zygote)
+        self.sources = MountSources(self.volume_table, self.snapshots, self.remap)
+        self.controller = Controller(self.metadata, network_config(config, self.remap.maps), zygote)
         self.registry = Registry(self.metadata)
         self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
         settings = defaults(config)
@@ -188,6 +193,7 @@ class House:
             settings,
             FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
             self.peers,
+            self.remap,
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -223,6 +229,7 @@ class House:
             self.layout,
             settings,
             limits=self.limits,
+            remap=self.remap,
         )
         containers = Containers(
             self.registry, creator, self.lifecycle, self.image_verbs, self.snapshots, self.events, self.layout
@@ -250,7 +257,7 @@ class House:
             containers=containers,
             lifecycle=Control(self.registry, self.lifecycle, self.events),
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
-            archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout),
+            archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout, self.remap),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
             transfer=self._transfers,
@@ -342,6 +349,8 @@ class House:
         live = {
             one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
         }
+        await self.remap.open(self.zygote)
+        await asyncio.to_thread(mapped.check, self.layout.data_root, self.snapshots.name, self.remap)
         await self.controller.start(live)
         await self.peers.adopt()
         self._adopt_volumes()
@@ -403,6 +412,7 @@ class House:
         idle = not any(one.state.running for one in self.registry)
         await self.resolver.stop(end=idle)
         await self.controller.close(wipe=idle)
+        self.remap.close()
         if idle:
             cgroups.prune(self.config["cgroup-parent"] or "/dray")
         await asyncio.to_thread(self.snapshots.close)
@@ -418,6 +428,8 @@ def _security_options(config: DaemonConfig) -> list[str]:
     """Return what `info` says of the kernel's confinement, in dockerd's order and form."""
     found = ["name=apparmor"] if has_apparmor() else []
     found.append(f"name=seccomp,profile={config['seccomp-profile']}")
+    if config["userns-remap"]:
+        found.append("name=userns")
     if os.path.exists("/proc/self/ns/cgroup"):
         found.append("name=cgroupns")
     if config["no-new-privileges"]:

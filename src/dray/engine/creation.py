@@ -21,13 +21,14 @@ from dray.api.requests import CreateOptions
 from dray.base import digest
 from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.files import remove_tree
-from dray.engine import clock, initfiles, merge, mounts, names, rootfs, updating, validate
+from dray.engine import clock, initfiles, mapped, merge, mounts, names, rootfs, updating, validate
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.mountsources import view_key
 from dray.engine.registry import Registry
+from dray.engine.remap import Remap
 from dray.engine.validate.options import restart_policy, storage_size
 from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
@@ -79,6 +80,7 @@ class Creator:
         defaults: Defaults,
         *,
         limits: Capabilities,
+        remap: Remap,
     ) -> None:
         self._registry = registry
         self._images = images
@@ -89,6 +91,7 @@ class Creator:
         self._defaults = defaults
         self._events = events
         self._limits = limits
+        self._remap = remap
         self._cpus = len(os.sched_getaffinity(0))
 
     async def create(
@@ -101,6 +104,7 @@ class Creator:
         """Create a container; return it with warnings for the user."""
         host = self._with_defaults(host)
         warnings = validate.validate(config, host, self._limits, cpus=self._cpus)
+        self._remap.check(host)
         image = self._images.find(config.image, options.platform)
         merged = merge.merged(config, container_config(image))
         await self._images.ready(image)
@@ -310,7 +314,9 @@ class Creator:
         return found
 
     def _copy_up(self, record: ContainerRecord, points: list[MountPoint], sources: list[str]) -> None:
-        with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
+        layers = self._snapshots.mounts(record.id)
+        shifted = self._remap.maps_of(record.host_config) is not None  # volumes have the ids of the host
+        with mapped.mounted(layers[0], self._remap) if shifted else rootfs.mounted(layers) as root:
             for point, volume in zip(points, sources, strict=True):
                 try:
                     source = rootfs.open_in(root, point.destination, os.O_RDONLY | os.O_DIRECTORY)

@@ -67,10 +67,17 @@ def drop(capabilities: Capabilities, identity: Identity, *, keep_admin: bool) ->
     """Become `identity` with `capabilities`; with `keep_admin`, CAP_SYS_ADMIN stays permitted until `seal`."""
     _drop_bounding(capabilities.bounding)
     libc.prctl(libc.PR_SET_KEEPCAPS, 1)
-    if identity.groups or os.getgroups():
-        os.setgroups(identity.groups)
-    os.setresgid(identity.gid, identity.gid, identity.gid)
-    os.setresuid(identity.uid, identity.uid, identity.uid)
+    try:
+        if identity.groups or os.getgroups():
+            os.setgroups(identity.groups)
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        ids = f"user {identity.uid}, group {identity.gid}" + "".join(f", {group}" for group in identity.groups)
+        reason = f"the user namespace of the container does not have all of its user and groups ({ids})"
+        raise OSError(errno.EINVAL, reason) from error
     libc.prctl(libc.PR_SET_KEEPCAPS, 0)
     permitted = capabilities.permitted | (SYS_ADMIN if keep_admin else 0)
     libc.capset(capabilities.effective, permitted, capabilities.inheritable)
