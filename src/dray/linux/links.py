@@ -226,7 +226,7 @@ def rename_request(index: int, name: str) -> Request:
 
 def move_request(index: int, name: str, namespace: int) -> Request:
     """Move an interface into the network namespace of a descriptor, under a new name."""
-    body = _link_message(index) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_NET_NS_FD, namespace)
+    body = link_message(index) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_NET_NS_FD, namespace)
     return Request(f"move an interface to {name}", RTM_NEWLINK, 0, body)
 
 
