@@ -49,7 +49,7 @@ def test_a_database_survives_its_container(engine: Engine) -> None:
 
 APP = """
 try=0
-until mariadb -h db -u app -psecret shop -e "INSERT INTO visits VALUES ('$(hostname)')"; do
+until mariadb -h db -u app -psecret shop -e "INSERT INTO visits VALUES ('$(cat /etc/hostname)')"; do
     try=$((try+1)); [ $try -lt 100 ] || exit 1
     sleep 0.1
 done 2>/tmp/err

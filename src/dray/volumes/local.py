@@ -63,7 +63,9 @@ _decode = msgspec.json.Decoder(Volume).decode
 def check_name(name: str) -> None:
     """Refuse a name in Docker's words."""
     if len(name) == 1:
-        raise InvalidParameter("volume name is too short, names should be at least two alphanumeric characters")
+        raise InvalidParameter(
+            f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
+        )
     if not _NAME.fullmatch(name) or len(name) > 255:
         raise InvalidParameter(
             f'create {name}: "{name}" includes invalid characters for a local volume name, only '
