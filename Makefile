@@ -18,7 +18,7 @@ BENCH_FLAGS ?=
 
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
-  docker-registry skopeo podman btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf
+  docker-registry skopeo podman btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf openssl
 
 .PHONY: venv check deps test run bench bench-quick compatibility clean
 .DELETE_ON_ERROR:

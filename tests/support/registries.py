@@ -1,4 +1,4 @@
-"""Registries under test: Debian's `docker-registry` as an object that starts, answers, dies and starts again.
+"""Registries under test: Debian's `docker-registry`, and our own, as objects that start, answer, die and start again.
 
 A registry has a folder of its own:
 
@@ -15,14 +15,16 @@ A registry has a folder of its own:
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,7 @@ class Access:
     status: int
     size: int
     agent: str
+    range: str = ""  # the Range asked for (our own registry's log has it)
 
 
 _LINE = re.compile(
@@ -121,10 +124,7 @@ class DebianRegistry:
             if client_ca is not None:
                 self._config["http"]["tls"]["clientcas"] = [str(client_ca.certificate)]
         if htpasswd is not None:
-            import bcrypt
-
-            lines = [f"{u}:{bcrypt.hashpw(p.encode(), bcrypt.gensalt(4)).decode()}\n" for u, p in htpasswd.items()]
-            (folder / "htpasswd").write_text("".join(lines))
+            write_htpasswd(folder / "htpasswd", htpasswd)
             self._config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
         _overlay(self._config, config or {})
         self.start()
@@ -213,6 +213,89 @@ class DebianRegistry:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+_OUR_LINE = re.compile(
+    r'^\S+ - \S+ \[[^]]*\] "(?P<method>[A-Z]+) (?P<path>\S+) HTTP/[\d.]+" (?P<status>\d+) (?P<size>\d+) '
+    r'"[^"]*" "(?P<agent>[^"]*)" "(?P<range>[^"]*)" [\d.]+$'
+)
+
+
+class DrayRegistry(DebianRegistry):
+    """`dray registry serve`, with the same interface. `options`: further flags (`--gc-interval=0`, …)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tls: Authority | None = None,
+        client_ca: Authority | None = None,
+        htpasswd: Mapping[str, str] | None = None,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        options: Sequence[str] = (),
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.host, self.port = folder, host, port
+        self.data, self.log = folder / "data", folder / "registry.log"
+        self.tls = tls
+        self.process = None
+        self.options = [f"--root={self.data}"]
+        if tls is not None:
+            certificate, key = tls.issue(folder, "tls", hosts=("localhost", "127.0.0.1", "::1", host))
+            self.options += [f"--tls-cert={certificate}", f"--tls-key={key}"]
+            if client_ca is not None:
+                self.options.append(f"--tls-client-ca={client_ca.certificate}")
+        if htpasswd is not None:
+            write_htpasswd(folder / "htpasswd", htpasswd)
+            self.options.append(f"--htpasswd={folder / 'htpasswd'}")
+            if not any(option.startswith("--auth=") for option in options):
+                self.options.append("--auth=htpasswd")
+        self.options += options
+        self.start()
+
+    def start(self, *, timeout: float = 20) -> None:
+        """Start it (again), on the port of before, and wait until it takes connections."""
+        assert self.process is None, "the registry is running"
+        before = self.log.stat().st_size if self.log.exists() else 0
+        source = str(Path(__file__).resolve().parents[2] / "src")
+        command = [sys.executable, "-m", "dray.registry.server", "serve", f"--listen={self.host}:{self.port}"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *self.options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": source},
+            )
+        deadline = time.monotonic() + timeout
+        while True:
+            text = self.log.read_bytes()[before:].decode(errors="replace")
+            if found := re.search(r"^Listening on \S+:(\d+)$", text, re.MULTILINE):
+                self.port = int(found[1])
+                return
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"the registry did not start: {text[-2000:]}")
+            time.sleep(0.01)
+
+    def access_log(self) -> list[Access]:
+        """Every request that was answered so far, oldest first."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            if match := _OUR_LINE.match(line):
+                status, size = int(match["status"]), int(match["size"])
+                wanted = "" if match["range"] == "-" else match["range"]
+                found.append(Access(match["method"], match["path"], status, size, match["agent"], wanted))
+        return found
+
+
+def write_htpasswd(path: Path, users: Mapping[str, str]) -> None:
+    """Write a file of users with cheap bcrypt hashes."""
+    import bcrypt
+
+    lines = [f"{u}:{bcrypt.hashpw(p.encode()[:72], bcrypt.gensalt(4)).decode()}\n" for u, p in users.items()]
+    path.write_text("".join(lines))
 
 
 def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ GROUPS = {
     "daemon": "Look after the dray daemon",
     "image": "Manage images",
     "network": "Manage networks",
+    "registry": "Serve a registry of images",
     "system": "Manage the engine as a whole",
     "volume": "Manage volumes",
 }
@@ -93,6 +94,8 @@ VERBS = (
     Verb("network ls", "network", "List networks", "", ("list",)),
     Verb("network prune", "prune", "Remove all unused networks"),
     Verb("network rm", "network", "Remove one or more networks", "", ("remove",)),
+    Verb("registry gc", "registry", "Remove what a registry of ours no longer needs"),
+    Verb("registry serve", "registry", "Serve a registry: images by the distribution protocol"),
     Verb("search", "search", "Search a registry for images", "search"),
     Verb("system df", "df", "Show disk usage"),
     Verb(

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from dray.base import digest as digests
-from dray.base.errors import DrayError, InvalidParameter
+from dray.base.errors import DrayError, InvalidParameter, NotFound
 from dray.base.reference import Reference
 from dray.oci import image as oci
 from dray.oci.image import Descriptor
@@ -218,6 +218,33 @@ class RemoteRepository:
             seen.add(link)
             following = link
             page, link = session.retrying(lambda: _page(session, following))  # noqa: B023 - called at once
+
+    # -- referrers
+
+    def referrers(self, digest: str) -> list[dict[str, object]]:
+        """Return the descriptors of manifests whose subject a digest is (distribution-spec 1.1, Listing Referrers);
+        of a registry without that endpoint, those of the index that stands under the digest's own tag."""
+
+        def ask(session: Session) -> bytes | None:
+            response = session.exchange(
+                "GET", session.url(f"referrers/{digest}"), headers={"Accept": oci.OCI_INDEX}
+            )
+            if response.status == 404:
+                response.release()
+                return None
+            return session.expect(response, 200).body(MANIFEST_LIMIT, "a list of referrers")
+
+        data = self._first(lambda session: session.retrying(lambda: ask(session)))
+        if data is None:
+            try:
+                data = self.manifest(digest.replace(":", "-"))[1]
+            except NotFound:
+                return []
+        try:
+            found = json.loads(data).get("manifests") or []
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise InvalidParameter(f"{self.name.domain}: invalid list of referrers: {error}") from error
+        return [one for one in found if isinstance(one, dict) and digests.is_digest(str(one.get("digest", "")))]
 
     def close(self) -> None:
         """Drop connections; whatever is under way in other threads breaks off."""
