@@ -79,6 +79,16 @@ def bulk_archive() -> Path:
     return _made("bulk", lambda: [bulk.bulk(busybox.base_layer())])
 
 
+def stack_layout() -> Path:
+    """stack:latest, 1 GB of Debian packages in 12 layers, as an OCI layout (only the bench needs it)."""
+    return _made("stack", lambda: [debian.stack(FOLDER / "debs-stack")], "gzip")
+
+
+def steps_layout() -> Path:
+    """steps:latest, 60 small layers, as an OCI layout."""
+    return _made("steps", lambda: [bulk.steps(busybox.base_layer(), tag="docker.io/library/steps:latest")], "gzip")
+
+
 if __name__ == "__main__":
     for make in (busybox_archive, busybox_layout, nginx_archive, medium_archive, bulk_archive):
         print(make())
