@@ -4,6 +4,7 @@
 # make check        style, types, floors of the house, dependencies, spelling
 # make deps         Debian packages that the tests and the bench need, installed when missing
 # make test         all tests; PYTEST_FLAGS="-k name -x" narrows them
+# make test-vm      only those in a virtual machine (cgroup v2, systemd, AppArmor, reboot, power cut); part of test
 # make run          the bundled hello-world in a private daemon; needs Python and nothing else
 # make bench        side by side with dockerd; make bench-quick with fewer repetitions
 # make bench-containers  looking inside, moving files, density; make bench-images  registries (needs 5 GB of disk)
@@ -19,10 +20,10 @@ BENCH_FLAGS ?=
 
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
-  docker-registry skopeo podman btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf openssl \
-  curl wrk
+  docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
+  openssl qemu-system-x86 curl wrk
 
-.PHONY: venv check deps test run bench bench-quick bench-containers bench-images compatibility clean
+.PHONY: venv check deps test test-vm run bench bench-quick bench-containers bench-images compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -57,6 +58,9 @@ deps:
 
 test: venv deps
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-vm: venv deps
+	$(BIN)/python -m pytest tests/vm $(PYTEST_FLAGS)
 
 run: $(VENV)/.package
 	@tools/hello.sh $(BIN)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from support.engines import Engine
+from support.engines import Engine, until
 
 
 def test_output_goes_to_the_stream_it_was_written_to(engine: Engine) -> None:
@@ -260,6 +260,27 @@ def test_init_reaps(engine: Engine) -> None:
     first, *states = engine.ok("run", "--rm", "--init", "busybox", "sh", "-c", script).splitlines()
     assert "init" in first
     assert not [line for line in states if "zombie" in line]
+
+
+@pytest.mark.parametrize(("program", "code"), [("nosuch", 127), ("/etc/passwd", 126)])
+def test_init_and_a_program_that_cannot_run(engine: Engine, program: str, code: int) -> None:
+    assert engine.docker("run", "--rm", "--init", "busybox", program).returncode == code
+
+
+def test_init_passes_signals_and_the_terminal_on(engine: Engine) -> None:
+    script = 'trap "exit 9" TERM; while :; do sleep 0.1; done'
+    engine.ok("run", "-d", "--init", "--name", "box", "busybox", "sh", "-c", script)
+    engine.ok("stop", "-t", "20", "box")
+    assert engine.inspect("box")["State"]["ExitCode"] == 9
+    with engine.terminal("run", "-it", "--rm", "--init", "--name", "tty", "busybox", "sh") as tty:
+        tty.expect("# ")
+        tty.send("echo he''re; sleep 100\n")
+        tty.expect("here")
+        until(lambda: "sleep 100" in engine.ok("top", "tty", "-o", "pid,args"), what="the sleep")
+        tty.send("\x03")
+        tty.expect("# ")
+        tty.send("exit 3\n")
+        assert tty.wait() == 3
 
 
 def test_cidfile(engine: Engine) -> None:

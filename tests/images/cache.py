@@ -13,20 +13,24 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from images import archive, bulk, busybox, debian
+from images import archive, bulk, busybox, debian, stack
 from images.archive import Image
+
+_APART = ("cache.py", "hostile.py", "machine.py", "stack.py")
 
 FOLDER = Path(os.environ.get("DRAY_TEST_CACHE", "/var/tmp/dray-test-cache"))
 
 
-def _recipe() -> str:
+def _recipe(name: str) -> str:
+    """The large image, which takes minutes to make, depends on its own module alone."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for source in sorted(here.glob("*.py")):
-        if source.name not in ("cache.py", "hostile.py"):
+        if source.name == "stack.py" if name == "stack" else source.name not in _APART:
             digest.update(source.read_bytes())
     digest.update(str(busybox.binary().stat().st_size).encode())
     return digest.hexdigest()[:12]
@@ -34,7 +38,7 @@ def _recipe() -> str:
 
 def _made(name: str, images: Callable[[], Sequence[Image]], layout: str = "docker") -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    target = FOLDER / f"{name}-{_recipe()}.tar"
+    target = FOLDER / f"{name}-{_recipe(name)}.tar"
     with (FOLDER / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
@@ -69,6 +73,11 @@ def nginx_archive() -> Path:
     return _made("nginx", lambda: [debian.nginx(FOLDER / "debs-nginx")])
 
 
+def mariadb_archive() -> Path:
+    """mariadb:latest."""
+    return _made("mariadb", lambda: [debian.mariadb(FOLDER / "debs-mariadb")])
+
+
 def medium_archive() -> Path:
     """bulk:medium, 60 MB in 12 layers: long enough to be killed in the middle of a load."""
     return _made("medium", lambda: [bulk.bulk(busybox.base_layer(), layers=12, megabytes=60, tag="bulk:medium")])
@@ -81,12 +90,35 @@ def bulk_archive() -> Path:
 
 def stack_layout() -> Path:
     """stack:latest, 1 GB of Debian packages in 12 layers, as an OCI layout (only the bench needs it)."""
-    return _made("stack", lambda: [debian.stack(FOLDER / "debs-stack")], "gzip")
+    return _made("stack", lambda: [stack.stack(FOLDER / "debs-stack")], "gzip")
 
 
 def steps_layout() -> Path:
     """steps:latest, 60 small layers, as an OCI layout."""
     return _made("steps", lambda: [bulk.steps(busybox.base_layer(), tag="docker.io/library/steps:latest")], "gzip")
+
+
+def machine() -> Path:
+    """A folder with the disk, kernel and initial RAM disk of the tests' virtual machine."""
+    from images import machine as recipe
+
+    checkout = Path(__file__).parents[2]
+    digest = hashlib.sha256(Path(recipe.__file__).read_bytes())
+    for source in [checkout / "pyproject.toml", *sorted((checkout / "src/dray").rglob("*.py"))]:
+        digest.update(source.read_bytes())
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    target = FOLDER / f"machine-{digest.hexdigest()[:12]}"
+    with (FOLDER / "machine.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            for old in FOLDER.glob("machine-????????????"):
+                shutil.rmtree(old)
+            partial = FOLDER / "machine.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            recipe.make(partial, FOLDER / "debs-machine", checkout)
+            partial.rename(target)
+    return target
 
 
 if __name__ == "__main__":

@@ -187,3 +187,52 @@ def _drive_runc(tmp_path: Path) -> None:
     box.runtime.kill(id, signal.SIGKILL)
     assert reap(box.live.pop(id)) == 137
     box.runtime.delete(id)
+
+
+def test_events_and_verbs_that_are_refused(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = ["--root", str(bundle / "state")]
+    configure(bundle, "watched", "sleep", "100")
+    pid_file = bundle / "pid"
+    assert main([*root, "create", "--bundle", str(bundle), "--pid-file", str(pid_file), "watched"]) == 0
+    assert main([*root, "start", "watched"]) == 0
+    capfd.readouterr()
+    assert main([*root, "events", "--stats", "watched"]) == 0
+    event = json.loads(capfd.readouterr().out)
+    assert (event["type"], event["id"]) == ("stats", "watched")
+    assert event["data"]["memory"]["usage"]["usage"] > 0
+    assert event["data"]["cpu"]["usage"]["total"] > 0
+    assert main([*root, "checkpoint", "watched"]) == 1
+    assert "checkpoint is not supported: " in capfd.readouterr().err
+    watcher = subprocess.Popen(
+        [sys.executable, "-m", "dray.runtime.main", *root, "events", "--interval", "50ms", "watched"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with watcher:
+        assert watcher.stdout is not None
+        assert [json.loads(watcher.stdout.readline())["type"] for _ in range(2)] == ["stats", "stats"]
+        assert main([*root, "kill", "watched", "KILL"]) == 0
+        assert watcher.wait(20) == 0
+    reap(int(pid_file.read_text()))
+    assert main([*root, "delete", "watched"]) == 0
+
+
+def test_preserved_descriptors(bundle: Path, tmp_path: Path) -> None:
+    configure(bundle, "kept", "sh", "-c", "cat <&3; ls /proc/self/fd; echo $LISTEN_FDS $LISTEN_PID")
+    (tmp_path / "words").write_text("kept\n")
+    arguments = f"{sys.executable} -m dray.runtime.main --root {bundle}/state run"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+
+    def run(flags: str, redirect: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", f"exec {arguments} {flags} kept {redirect}"],
+            cwd=bundle, env={**environment, **extra}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    assert run("--preserve-fds 1", f"3<{tmp_path}/words").stdout.split() == ["kept", "0", "1", "2", "3", "4"]
+    listening = run("", f"3<{tmp_path}/words", LISTEN_FDS="1")
+    assert listening.stdout.split() == ["kept", "0", "1", "2", "3", "4", "1", "1"]
+    missing = run("--preserve-fds 2", f"3<{tmp_path}/words")
+    assert (missing.returncode, "descriptor 4 is not open" in missing.stderr) == (1, True)
+    assert run("", f"3<{tmp_path}/words").stdout.split() == ["0", "1", "2", "3"]  # 3 is the listing itself

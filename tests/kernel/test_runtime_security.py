@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 
 from dray.base.errors import DrayError, StartError
 from dray.linux import cgroups, libc, privileges
-from dray.runtime import init, program
+from dray.runtime import init, lookup
 from dray.runtime.model import Mount
 from kernel.runtime_bundle import CGROUP, Box, docker_spec, make_root, mount_entry, reap
 
@@ -45,7 +48,7 @@ def test_no_process_of_the_container_can_open_the_interpreter(box: Box, monkeypa
     id, _ = box.create(spec)
     box.runtime.start(id)
     seen = box.bundle / "upper/seen"
-    find = program.find
+    find = lookup.find
 
     def slow(name: str, path: str) -> str:  # by now the exec has the very rights of the container's processes
         deadline = time.monotonic() + 10
@@ -53,7 +56,7 @@ def test_no_process_of_the_container_can_open_the_interpreter(box: Box, monkeypa
             time.sleep(0.01)
         return find(name, path)
 
-    monkeypatch.setattr(program, "find", slow)
+    monkeypatch.setattr(lookup, "find", slow)
     box.exec(id, {**spec["process"], "args": ["true"]})
     assert seen.read_text() == "closed\n"
     box.end(id)
@@ -220,17 +223,25 @@ def test_cgroup_hierarchies_are_readonly_and_cannot_be_remounted(box: Box) -> No
     """CVE-2022-0492: no release_agent from inside."""
     script = (
         "mkdir /c; mount -t cgroup -o memory c /c && echo mounted; mount -o remount,rw /sys/fs/cgroup && echo rw; "
+        "for d in /sys/fs/cgroup/*; do mkdir $d/x && echo made; done; "
     )
     output = box.run(docker_spec("sh", "-c", script + "grep CapInh /proc/self/status")).output
     assert "mounted" not in output
     assert "rw\n" not in output
+    assert "made" not in output
     assert output.splitlines()[-1].split()[1] == "0" * 16
 
 
 def test_mounts_do_not_reach_the_host(box: Box) -> None:
-    id, _ = box.create(docker_spec("sleep", "100"))
-    assert str(box.bundle) not in Path("/proc/self/mountinfo").read_text()
-    box.end(id)
+    """Also where the host's mounts are shared, as systemd makes them."""
+    subprocess.run(["mount", "--bind", str(box.bundle), str(box.bundle)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(box.bundle)], check=True)
+        id, _ = box.create(docker_spec("sleep", "100"))
+        assert f"{box.bundle}/rootfs" not in Path("/proc/self/mountinfo").read_text()
+        box.end(id)
+    finally:
+        subprocess.run(["umount", "-R", str(box.bundle)], check=True)
 
 
 def test_a_bind_keeps_the_sources_protection(box: Box, tmp_path: Path) -> None:
@@ -265,3 +276,68 @@ def test_long_overlay_options(box: Box, tmp_path: Path) -> None:
     box.rootfs = lambda: (Mount("overlay", "overlay", options),)  # type: ignore[method-assign]
     output = box.run(docker_spec("ls", "/")).output.split()
     assert {"from0", "from59", "bin"} <= set(output)
+
+
+_SWAPPER = """
+import os, sys
+null, other, place = sys.argv[1:]
+while True:
+    for source in (null, other):
+        os.symlink(source, place + ".new") if source == other else os.link(source, place + ".new")
+        os.rename(place + ".new", place)
+"""
+
+
+def test_a_racing_null_on_a_shared_volume_masks_with_nothing_else(box: Box, tmp_path: Path) -> None:
+    """CVE-2025-31133: while masks are made, somebody swaps the null device for a link to another file."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.mknod(shared / "real", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    (shared / "null").symlink_to("/secret")
+    (box.lower / "secret").write_text("secret\n")
+    (box.lower / "masked").write_text("masked\n")
+    swapper = subprocess.Popen(
+        [sys.executable, "-c", _SWAPPER, str(shared / "real"), "/secret", str(shared / "null")]
+    )  # fmt: skip
+    outcomes = set()
+    try:
+        for number in range(200):
+            spec = docker_spec("cat", "/masked")
+            spec["mounts"] = [mount_entry("/dev", "bind", str(shared), "rbind"), *spec["mounts"][:1]]
+            spec["linux"]["maskedPaths"] = ["/masked"]
+            try:
+                outcomes.add(box.run(spec).output)
+            except DrayError:
+                outcomes.add("refused")
+            if {"", "refused"} <= outcomes and len(outcomes) + number > 25:
+                break
+    finally:
+        swapper.kill()
+        swapper.wait()
+    assert outcomes == {"", "refused"}, "neither may be missing: else nothing has raced"
+
+
+def test_a_passwd_that_is_a_pipe_or_a_device(box: Box) -> None:
+    """CVE-2024-9676 and its kin: what the image has in place of /etc/passwd neither blocks the start nor is read."""
+    (box.lower / "etc/passwd").unlink()
+    os.mkfifo(box.lower / "etc/passwd")
+    assert box.run(docker_spec("sh", "-c", "echo $HOME")).output == "/\n"
+    (box.lower / "etc/passwd").unlink()
+    os.mknod(box.lower / "etc/passwd", 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # zeros for ever
+    assert box.run(docker_spec("sh", "-c", "echo $HOME")).output == "/\n"
+
+
+@pytest.mark.parametrize("planted", ["link", "directory"])
+def test_the_devpts_of_a_terminal_is_not_the_images(box: Box, planted: str, tmp_path: Path) -> None:
+    """CVE-2025-52565: /dev/pts/ptmx from a tree that the container's image or a volume has brought along."""
+    fake = tmp_path / "dev"
+    (fake / "pts").mkdir(parents=True)
+    if planted == "link":
+        (fake / "pts/ptmx").symlink_to("/etc/passwd")
+    else:
+        (fake / "pts/ptmx").touch()
+    spec = docker_spec("true")
+    spec["process"]["terminal"] = True
+    spec["mounts"] = [mount_entry("/dev", "bind", str(fake), "rbind"), *spec["mounts"][:1]]
+    with pytest.raises(DrayError, match="file system expected"):
+        box.run(spec)

@@ -27,7 +27,8 @@ def test_the_outline_is_what_the_caller_needs():
     assert outline["process"] == {"rlimits": SPEC["process"]["rlimits"], "oomScoreAdj": 7}
     assert outline["hooks"] == SPEC["hooks"]
     assert outline["annotations"] == SPEC["annotations"]
-    wanted = {key: SPEC["linux"].get(key) for key in ("namespaces", "cgroupsPath", "uidMappings", "gidMappings")}
+    fields = ("namespaces", "cgroupsPath", "uidMappings", "gidMappings", "memoryPolicy", "netDevices")
+    wanted = {key: SPEC["linux"].get(key) for key in fields}
     assert outline["linux"] == wanted
     assert document.outline(SPEC) is SPEC
 

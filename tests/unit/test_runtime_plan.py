@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from dray.base.errors import InvalidParameter, StartError, Unsupported
 from dray.linux import libc, mounts, privileges
-from dray.runtime import program, rootfs, validate
+from dray.runtime import idmaps, lookup, netdevices, program, rootfs, scheduling, validate
 from dray.runtime.external import exit_code_of, external_spec, logged_error
 from dray.runtime.handshake import Channel, Failed, Ready
 from dray.runtime.hooks import hooks_of
@@ -87,8 +89,6 @@ def test_no_devices_are_made_in_a_bound_dev() -> None:
         {"destination": "/"},
         {"destination": "/x"},
         {"destination": "/x", "type": "bind", "options": ["size=1"]},
-        {"destination": "/x", "type": "bind", "options": ["idmap"]},
-        {"destination": "/x", "type": "bind", "uidMappings": [{}]},
     ],
 )
 def test_mounts_that_are_refused(entry: dict[str, Any]) -> None:
@@ -212,7 +212,12 @@ def test_process_fields() -> None:
         {"user": {"uid": -1}},
         {"capabilities": {"effective": ["CAP_NONSENSE"]}},
         {"rlimits": [{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}] * 2},
-        {"scheduler": {"policy": "SCHED_FIFO"}},
+        {"scheduler": {"policy": "SCHED_NONSENSE"}},
+        {"scheduler": {"policy": "SCHED_FIFO", "nice": 3}},
+        {"scheduler": {"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_NONSENSE"]}},
+        {"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 8}},
+        {"ioPriority": {"priority": 1}},
+        {"execCPUAffinity": {"initial": "0-"}},
     ],
 )
 def test_processes_that_are_refused(fields: dict[str, Any]) -> None:
@@ -228,15 +233,15 @@ def test_program_search(tmp_path: Any) -> None:
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     path = f"{tmp_path}/first:{tmp_path}/second"
-    assert program.find("tool", path) == str(tool)
+    assert lookup.find("tool", path) == str(tool)
     with pytest.raises(StartError) as caught:
-        program.find("other", path)
+        lookup.find("other", path)
     assert (str(caught.value), caught.value.exit_code) == (
         'exec: "other": executable file not found in $PATH',
         127,
     )
     with pytest.raises(StartError) as caught:
-        program.find(str(tmp_path), path)
+        lookup.find(str(tmp_path), path)
     assert caught.value.exit_code == 126
 
 
@@ -293,3 +298,77 @@ def test_an_external_runtimes_words() -> None:
     assert changed["root"]["path"] == "/abs/root"
     assert {"type": "network", "path": f"/proc/{os.getpid()}/fd/9"} in changed["linux"]["namespaces"]
     assert sum(entry["type"] == "network" for entry in changed["linux"]["namespaces"]) == 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"destination": "/x", "type": "bind", "source": "/", "options": ["idmap"]},
+        {"destination": "/x", "type": "tmpfs", "uidMappings": [{}], "gidMappings": [{}]},
+        {"destination": "/x", "type": "bind", "source": "/", "options": ["bind"], "uidMappings": [{}]},
+        {
+            "destination": "/x",
+            "type": "bind",
+            "source": "/",
+            "options": ["bind"],
+            "uidMappings": [{}],
+            "gidMappings": [{}],
+        },
+    ],
+)
+def test_mapped_mounts_that_are_refused(entry: dict[str, Any]) -> None:
+    assert idmaps.wanted(spec(mounts=[entry]))
+    with pytest.raises(InvalidParameter, match="mounts"):
+        idmaps.trees(spec(mounts=[entry]))
+
+
+def test_mapped_mounts_are_found_in_text() -> None:
+    plain = spec(mounts=[{"destination": "/x", "type": "bind", "source": "/", "options": ["bind"]}])
+    assert not idmaps.wanted(plain)
+    assert not idmaps.wanted(json.dumps({**plain, "linux": {"uidMapping": []}}).encode())
+    assert idmaps.wanted(b'{"mounts": [{"options": ["ridmap"]}]}')
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("", set()), ("0", {0}), ("0-3,7", {0, 1, 2, 3, 7}), (" 1 , 2-3 ", {1, 2, 3})]
+)
+def test_lists_of_numbers(text: str, numbers: set[int]) -> None:
+    assert scheduling.number_set(text, "x") == numbers
+
+
+def test_scheduling_as_the_kernel_takes_it() -> None:
+    read = scheduling.scheduling_of(
+        {
+            "scheduler": {"policy": "SCHED_BATCH", "nice": 5, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+            "ioPriority": {"class": "IOPRIO_CLASS_IDLE", "priority": 2},
+            "execCPUAffinity": {"initial": "0", "final": "1-2"},
+        },
+        {"mode": "MPOL_INTERLEAVE", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]},
+    )
+    assert read.scheduler == struct.pack("=IIQiIQQQ", 48, 3, 1, 5, 0, 0, 0, 0)
+    assert read.io_priority == 3 << 13 | 2
+    assert (read.initial, read.final) == ({0}, {1, 2})
+    assert read.memory == (3 | 1 << 15, {0})
+    assert scheduling.scheduling_of({}) is scheduling.scheduling_of({"terminal": True})
+
+
+@pytest.mark.parametrize("policy", [{"mode": "MPOL_NONSENSE"}, {"mode": "MPOL_BIND", "flags": ["x"]}])
+def test_memory_policies_that_are_refused(policy: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter, match="memoryPolicy"):
+        scheduling.scheduling_of({}, policy)
+
+
+def test_notification_needs_an_agent() -> None:
+    rules = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}
+    with pytest.raises(InvalidParameter, match="listenerPath"):
+        program.program_of(process(), rules)
+    wanted = program.program_of(process(), {**rules, "listenerPath": "/run/a", "listenerMetadata": "words"})
+    assert wanted.listener == program.Listener("/run/a", "words")
+
+
+@pytest.mark.parametrize(
+    "devices", [{"a/b": {}}, {"": {}}, {"x" * 16: {}}, {"a": {"name": "n"}, "b": {"name": "n"}}]
+)
+def test_interface_names_that_are_refused(devices: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter, match="netDevices"):
+        netdevices.check(devices)

@@ -72,6 +72,7 @@ VERBS = (
     Verb("context update", "context", "Change a context"),
     Verb("context use", "context", "Set the current context"),
     Verb("daemon status", "daemon", "Show whether a daemon answers, where, and how to start one"),
+    Verb("daemon unit", "daemon", "Print the daemon's systemd unit"),
     Verb("image build", "build", "Build an image from a Dockerfile", "build"),
     Verb("image history", "images", "Show the steps an image was made in", "history"),
     Verb("image import", "transfer", "Make an image of a filesystem archive", "import"),
@@ -106,9 +107,12 @@ VERBS = (
     Verb("system prune", "prune", "Remove all unused data"),
     Verb("version", "version", "Show the versions of client and daemon", "version"),
     Verb("volume create", "volume", "Create a volume"),
+    Verb("volume export", "volume", "Write a volume's files as a tar archive"),
+    Verb("volume import", "volume", "Make a volume of a tar archive"),
     Verb("volume inspect", "inspect", "Show all details of one or more volumes"),
     Verb("volume ls", "volume", "List volumes", "", ("list",)),
     Verb("volume prune", "prune", "Remove unused local volumes"),
+    Verb("volume rename", "volume", "Give a volume another name"),
     Verb("volume rm", "volume", "Remove one or more volumes", "", ("remove",)),
 )
 

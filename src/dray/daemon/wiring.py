@@ -15,15 +15,16 @@ import os
 import shutil
 import signal
 import ssl
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dray.base.errors import InvalidParameter
+from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree, write_atomic
-from dray.daemon.config import DaemonConfig
+from dray.daemon.config import DaemonConfig, accept_mark
 from dray.daemon.registries import registry_settings, shown_by_info
-from dray.engine import security
+from dray.engine import apparmor, security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
 from dray.engine.containers import Containers
@@ -33,11 +34,13 @@ from dray.engine.events import Events
 from dray.engine.execs import ExecTable, ExecVerbs
 from dray.engine.facts import FactFinder
 from dray.engine.health import HealthChecks
+from dray.engine.host import has_apparmor
 from dray.engine.images import ImageVerbs
 from dray.engine.launch import Launcher
 from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import ContainerRecord
+from dray.engine.mountsources import MountSources, owner_of_key
 from dray.engine.networks import NetworkVerbs
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
@@ -47,23 +50,27 @@ from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
+from dray.engine.volumetransfer import VolumeTransfer
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.dns.service import Service
 from dray.network.model import NetworkConfig
+from dray.plugins.registry import Plugins
 from dray.registry.remote import RemoteRegistries
+from dray.runtime import tinyinit
+from dray.server.authorization import AuthorizationPlugins
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
 from dray.shim.spawn import Zygote
 from dray.shim.tasks import Tasks
 from dray.store.content import ContentStore
+from dray.store.drivers import open_driver
 from dray.store.images import Images
 from dray.store.metadata import Metadata
-from dray.store.overlay import Overlay
-from dray.store.vfs import Vfs
 from dray.volumes.local import Volumes
+from dray.volumes.table import VolumeTable
 
 log = logging.getLogger("dray.daemon")
 
@@ -72,6 +79,7 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
     """Return the networking half of the configuration."""
     return NetworkConfig(
         bridge=config["bridge"] or "dray0",
+        table=f"dray-{zlib.crc32(config['data-root'].encode()):08x}" if config["bridge"] == "none" else "",
         bip=config["bip"],
         bip6=config["bip6"],
         fixed_cidr=config["fixed-cidr"],
@@ -87,6 +95,10 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
         iptables=config["iptables"],
         ip6tables=config["ip6tables"],
         userland_proxy=config["userland-proxy"],
+        default_network_opts=config["default-network-opts"],
+        allow_direct_routing=config["allow-direct-routing"],
+        accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
+        respect_host_firewall=config["respect-host-firewall"],
         address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
     )
 
@@ -120,7 +132,7 @@ def defaults(config: DaemonConfig) -> Defaults:
         dns_options=config["dns-opts"],
         network="none" if config["bridge"] == "none" else "bridge",
         init=config["init"],
-        init_path=config["init-path"] or shutil.which("docker-init") or shutil.which("tini") or "",
+        init_path=config["init-path"] or tinyinit.install(f"{config['data-root']}/docker-init"),
         host_gateways=gateways,
         resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
     )
@@ -137,15 +149,14 @@ class House:
         root = self.layout.data_root
         self.limits = capabilities()
         self.metadata = Metadata(self.layout.database)
-        self.snapshots: Overlay | Vfs
-        if config["storage-driver"] == "vfs":
-            self.snapshots = Vfs(f"{root}/vfs", self.metadata)
-        else:
-            self.snapshots = Overlay(f"{root}/overlay2", self.metadata)
+        self.snapshots = open_driver(root, self.metadata, config["storage-driver"])
         self.content = ContentStore(f"{root}/content")
         self.events = Events()
         self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
+        self.plugins = Plugins()
+        self.volume_table = VolumeTable(self.volumes, self.plugins, self.metadata)
+        self.sources = MountSources(self.volume_table, self.snapshots)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
@@ -163,7 +174,8 @@ class House:
             self.tasks,
             self.controller,
             self.snapshots,
-            self.volumes,
+            self.sources,
+            self.volume_table,
             self.layout,
             settings,
             FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
@@ -186,7 +198,7 @@ class House:
         self.zygote = zygote
         commits = Commits(self.images, self.registry, self.lifecycle, self.snapshots, self.events)
         self.image_verbs = ImageVerbs(self.images, self.registry, self.events, commits)
-        self.volume_verbs = VolumeVerbs(self.volumes, self.registry, self.events)
+        self.volume_verbs = VolumeVerbs(self.volume_table, self.registry, self.events)
         self.backends = self._backends(settings)
 
     def _backends(self, settings: Defaults) -> Backends:
@@ -194,7 +206,7 @@ class House:
             self.registry,
             self.image_verbs,
             self.snapshots,
-            self.volumes,
+            self.volume_table,
             self.controller,
             self.events,
             self.layout,
@@ -210,6 +222,7 @@ class House:
                 containers,
                 self.image_verbs,
                 self.volume_verbs,
+                self.plugins,
                 self._settings(settings),
                 self.registries,
                 limits=self.limits,
@@ -218,7 +231,7 @@ class House:
             containers=containers,
             lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
-            archives=Archives(self.registry, self.snapshots, self.volumes, self.events, self.layout),
+            archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
             transfer=Transfers(
@@ -230,8 +243,14 @@ class House:
             ),
             networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
+            volume_transfer=VolumeTransfer(self.volume_table, self.registry, self.events),
             events=self.events,
+            authorization=self._authorization(),
         )
+
+    def _authorization(self) -> AuthorizationPlugins | None:
+        names = self.config["authorization-plugins"]
+        return AuthorizationPlugins(names, self.plugins) if names else None
 
     def _settings(self, settings: Defaults) -> Settings:
         config = self.config
@@ -247,6 +266,8 @@ class House:
             debug=config.log_level == "debug",
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
+            security_options=_security_options(config),
+            authorization=config["authorization-plugins"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
             **shown_by_info(self.registries.settings),
         )
@@ -262,19 +283,46 @@ class House:
 
     async def start(self) -> None:
         """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
-        self.registry.load()
+        self.registry.load(self.snapshots.name)
+        self._refuse_orphans()
+        if has_apparmor():
+            await asyncio.to_thread(apparmor.ensure)
         ended = await self.supervisor.reattach(self.tasks)
         live = {
             one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
         }
         await self.controller.start(live)
         await self.peers.adopt()
+        self._adopt_volumes()
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
         self._sweep()
-        used = {point.name for one in self.registry if one.state.running for point in one.record.mounts}
-        self.volumes.release_unused(used)
         self.lifecycle.later(asyncio.to_thread(self.images.repair))
+
+    def _refuse_orphans(self) -> None:
+        """Refuse to leave running containers of another storage driver without a daemon."""
+        running = [
+            record
+            for record in self.registry.hidden
+            if record.state.running and os.path.exists(self.layout.task(record.id))
+        ]
+        if running:
+            names = ", ".join(record.name for record in running)
+            raise Conflict(
+                f"containers of storage driver {running[0].driver} are running ({names}): stop them under "
+                f"--storage-driver={running[0].driver} before you use {self.snapshots.name}"
+            )
+
+    def _adopt_volumes(self) -> None:
+        """Take over the volumes of containers that ran; what no container has is unmounted."""
+        running: dict[str, dict[str, str]] = {}
+        for one in self.registry:
+            if one.state.running:
+                for point in one.record.mounts:
+                    if point.mount_id:
+                        running.setdefault(point.name, {})[point.mount_id] = one.id
+        self.volume_table.adopt(running)
+        self.volumes.release_unused(running)
 
     async def _warm(self) -> None:
         """Have the default seccomp profile compiled before the first container wants it."""
@@ -284,9 +332,9 @@ class House:
 
     def _sweep(self) -> None:
         """Remove what creations and removals that a killed daemon left half-done have on disk."""
-        known = {container.id for container in self.registry}
+        known = {container.id for container in self.registry} | {record.id for record in self.registry.hidden}
         for info in self.snapshots.list():
-            if info.kind == "active" and info.key not in known:
+            if info.kind != "committed" and owner_of_key(info.key) not in known:
                 self.snapshots.remove(info.key)
         for name in os.listdir(self.layout.containers):
             if name not in known:
@@ -313,6 +361,17 @@ class House:
 def _empty(directory: str) -> None:
     for name in os.listdir(directory):
         remove_tree(f"{directory}/{name}")
+
+
+def _security_options(config: DaemonConfig) -> list[str]:
+    """Return what `info` says of the kernel's confinement, in dockerd's order and form."""
+    found = ["name=apparmor"] if has_apparmor() else []
+    found.append(f"name=seccomp,profile={config['seccomp-profile']}")
+    if os.path.exists("/proc/self/ns/cgroup"):
+        found.append("name=cgroupns")
+    if config["no-new-privileges"]:
+        found.append("name=no-new-privileges")
+    return found
 
 
 def _engine_id(layout: Layout) -> str:

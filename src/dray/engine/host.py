@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -40,6 +41,7 @@ def flag(path: str) -> bool:
         return False
 
 
+@functools.cache
 def has_apparmor() -> bool:
     """Tell whether the kernel enforces AppArmor profiles."""
     try:

@@ -174,6 +174,7 @@ class Lifecycle:
                 await self._networks.detach(container.id, endpoints)
             with _logged(container, "its volumes could not be given back"):
                 self._launcher.stopped(container, endpoints)
+                self.later(self._launcher.release_volumes(record))
             with _logged(container, "its peers could not be told"):
                 self._peers.gone(container.id, endpoints)
             if task is not None:
@@ -408,6 +409,8 @@ class Lifecycle:
         exit_code = container.state.exit_code
         container.state.status, container.record.remove_volumes = "removing", volumes
         self._registry.save(container)  # a daemon killed from here on finishes the removal when it starts
+        if not container.record.host_config.auto_remove:  # else its end is reason enough to remove it
+            await self._registry.sync()  # so does one after a power loss: what was removed does not come back
         for opening in list(container.opening):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(opening.wait(), OPENING_PATIENCE)
@@ -431,7 +434,7 @@ class Lifecycle:
             self._snapshots.remove(container.id)
         self._launcher.forget(container)
         if container.record.remove_volumes:
-            self._launcher.remove_anonymous_volumes(container)
+            await self._launcher.remove_anonymous_volumes(container)
         self._registry.remove(container)  # last: until then a daemon that is killed finishes it when it starts
         self._removed(container.record)
         self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))

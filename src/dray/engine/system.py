@@ -20,8 +20,11 @@ from dray.engine.images import ImageVerbs
 from dray.engine.registry import Registry
 from dray.engine.volumes import VolumeVerbs
 from dray.linux.cgroups.facilities import Capabilities
+from dray.plugins.registry import NETWORK, VOLUME, Plugins
 from dray.registry.model import Registries
+from dray.store import drivers
 
+NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"]
 LOG_DRIVERS = ["json-file", "local", "none"]
 
 
@@ -40,6 +43,8 @@ class Settings:
     debug: bool
     live_restore: bool
     min_api_version: str
+    security_options: list[str] = field(default_factory=list)
+    authorization: list[str] = field(default_factory=list)
     address_pools: list[tuple[str, int]] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
     insecure_networks: list[str] = field(default_factory=list)
@@ -58,6 +63,7 @@ class System:
         containers: Containers,
         images: ImageVerbs,
         volumes: VolumeVerbs,
+        plugins: Plugins,
         settings: Settings,
         registries: Registries,
         *,
@@ -67,6 +73,7 @@ class System:
         self._registry = registry
         self._containers = containers
         self._images = images
+        self._plugins = plugins
         self._volumes = volumes
         self._settings = settings
         self._registries = registries
@@ -116,10 +123,13 @@ class System:
             containers_stopped=len(states) - running - paused,
             images=self._images.count(),
             driver=settings.storage_driver,
-            driver_status=[["Backing Filesystem", _filesystem(settings.data_root)]],
+            driver_status=drivers.status(settings.storage_driver, settings.data_root),
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
-                volume=["local"], network=["bridge", "host", "none"], authorization=None, log=LOG_DRIVERS
+                volume=sorted({"local", *self._plugins.active(VOLUME)}),
+                network=sorted([*NETWORK_DRIVERS, *self._plugins.active(NETWORK)]),
+                authorization=list(settings.authorization) or None,
+                log=LOG_DRIVERS,
             ),
             memory_limit=limits.memory_limit,
             swap_limit=limits.swap_limit,
@@ -161,9 +171,10 @@ class System:
                 for name, spec in settings.runtimes.items()
             },
             default_runtime=settings.default_runtime,
+            init_binary="docker-init",
             swarm=api.SwarmInfo(local_node_state="inactive"),
             live_restore_enabled=settings.live_restore,
-            security_options=["name=seccomp,profile=builtin", "name=cgroupns"],
+            security_options=settings.security_options,
             default_address_pools=[api.AddressPool(base=base, size=size) for base, size in settings.address_pools],
             firewall_backend=api.FirewallInfo(driver="nftables"),
             warnings=_warnings(limits),
@@ -195,19 +206,6 @@ class System:
         given = remote.credentials(auth)
         status, token = await asyncio.to_thread(self._registries.login, auth.serveraddress, given)
         return api.AuthResponse(status=status, identity_token=token)
-
-
-def _filesystem(path: str) -> str:
-    """Return the type of the file system that holds `path`, from /proc/self/mountinfo."""
-    best, kind = "", "unknown"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            point = before.split()[4]
-            inside = path == point or path.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, after.split()[0]
-    return kind
 
 
 def _warnings(limits: Capabilities) -> list[str] | None:

@@ -11,7 +11,8 @@ import msgspec
 
 from dray.api import models as api
 from dray.base import digest, units
-from dray.engine import clock, security
+from dray.engine import apparmor, clock, security
+from dray.engine.host import has_apparmor
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, Health, MountPoint, State
 from dray.network.model import Endpoint
@@ -118,7 +119,7 @@ def ports(record: ContainerRecord) -> dict[str, list[api.PortBinding] | None]:
         for binding in endpoint.ports:
             key = f"{binding.container_port}/{binding.protocol}"
             bindings = shown.get(key) or []
-            bindings.append(api.PortBinding(host_ip=binding.host_ip, host_port=str(binding.host_port)))
+            bindings.append(api.PortBinding(host_ip=binding.host_ip, host_port=str(binding.host_port or "")))
             shown[key] = bindings
     return shown
 
@@ -135,7 +136,7 @@ def port_summaries(record: ContainerRecord) -> list[api.PortSummary]:
                 api.PortSummary(
                     ip=binding.host_ip,
                     private_port=int(number),
-                    public_port=int(binding.host_port),
+                    public_port=int(binding.host_port or 0),  # 0, left out: a routed network
                     type=protocol,
                 )
             )
@@ -160,7 +161,11 @@ def container_state(state: State) -> api.ContainerState:
     )
 
 
-def inspect(container: Container, layout: Layout, *, apparmor: str = "") -> api.ContainerInspectResponse:
+def _apparmor_profile(host: api.HostConfig) -> str:
+    return apparmor.chosen(host, security.security_options(host.security_opt)) if has_apparmor() else ""
+
+
+def inspect(container: Container, layout: Layout) -> api.ContainerInspectResponse:
     """Return what `GET /containers/{id}/json` answers, without sizes and the image's descriptor."""
     record = container.record
     directory = layout.container(record.id)
@@ -182,7 +187,7 @@ def inspect(container: Container, layout: Layout, *, apparmor: str = "") -> api.
         restart_count=record.restart_count,
         driver=record.driver,
         platform=record.platform,
-        app_armor_profile=apparmor,
+        app_armor_profile=_apparmor_profile(record.host_config),
         exec_ids=running_execs or None,
         host_config=_shown(record.host_config),
         mounts=[mount(point) for point in record.mounts if point.type != "tmpfs" or not point.tmpfs_flag],
@@ -253,7 +258,7 @@ def with_sizes(
 def graph_data(mounts: Sequence[Mount]) -> dict[str, str] | None:
     """Return `GraphDriver.Data`: the directories of an overlay."""
     for mount in mounts:
-        if mount.type == "overlay":
+        if mount.type in ("overlay", "fuse-overlayfs"):
             words = dict(word.partition("=")[::2] for word in mount.options)
             found = {"LowerDir": "lowerdir", "UpperDir": "upperdir", "WorkDir": "workdir"}
             return {name: words[word] for name, word in found.items() if word in words}

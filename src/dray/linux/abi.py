@@ -102,6 +102,8 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+IOPRIO_WHO_PROCESS = 1
+
 KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL_SETPERM = 5
 KEYCTL_DESCRIBE = 6
@@ -119,6 +121,7 @@ NSFS_MAGIC = 0x6E736673
 # Numbers from 424 on are the same everywhere; older ones are (x86_64, the generic table of arm64 and riscv64).
 _OLD = {
     "mount": (165, 40),
+    "getdents64": (217, 61),
     "umount2": (166, 39),
     "pivot_root": (155, 41),
     "unshare": (272, 97),
@@ -138,6 +141,7 @@ _OLD = {
     "personality": (135, 92),
     "ioprio_set": (251, 30),
     "sched_setattr": (314, 274),
+    "set_mempolicy": (238, 237),
     "syncfs": (306, 267),
     "renameat2": (316, 276),
     "inotify_init1": (294, 26),

@@ -11,10 +11,12 @@ Needs Linux 5.12 (mount_setattr).
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dray.linux import libc
@@ -146,7 +148,7 @@ def parse_options(words: Iterable[str]) -> Options:
 def option_words() -> list[str]:
     """Return every option word that is understood here rather than by a file system."""
     recursive = [f"r{word}" for word in _FLAGS if word not in ("defaults", "bind", "rbind", "remount")]
-    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup"})
+    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "tmpcopyup", "idmap", "ridmap"})
 
 
 def fd_path(fd: int) -> str:
@@ -175,8 +177,9 @@ def _mount_with_fsconfig(fstype: str, source: str, target: str, options: Options
         for word in options.data.split(","):
             key, equals, value = word.partition("=")
             if fstype == "overlay" and key == "lowerdir":
-                for layer in value.split(":"):
-                    libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", layer)
+                if not add_lower_layers(context, value.split(":")):
+                    _mount_with_short_names(source, target, options)
+                    return
             elif equals:
                 libc.fsconfig(context, libc.FSCONFIG_SET_STRING, key, value)
             else:
@@ -189,6 +192,56 @@ def _mount_with_fsconfig(fstype: str, source: str, target: str, options: Options
         libc.move_mount(tree, "", libc.AT_FDCWD, target, libc.MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(tree)
+
+
+@functools.cache
+def takes_layers_one_by_one() -> bool:
+    """Tell whether overlayfs knows `lowerdir+`. A kernel that does not may swallow any option until it mounts."""
+    context = libc.fsopen("overlay")
+    try:
+        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", "/proc/self/no-such-directory")
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    finally:
+        os.close(context)
+    return False
+
+
+def add_lower_layers(context: int, layers: Sequence[str]) -> bool:
+    """Name an overlay's lower layers; False where they do not fit (255 bytes) in the one string that an old kernel
+    takes."""
+    if takes_layers_one_by_one():
+        for layer in layers:
+            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", layer)
+        return True
+    together = ":".join(layers)
+    if len(together) > 255:
+        return False
+    libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", together)
+    return True
+
+
+def _mount_with_short_names(source: str, target: str, options: Options) -> None:
+    """Mount an overlay whose options exceed mount(2)'s page: layers are named below descriptors of their directories.
+
+    About 200 layers fit; OSError (E2BIG) beyond.
+    """
+    with contextlib.ExitStack() as scope:
+        directories: dict[str, int] = {}
+
+        def short(path: str) -> str:
+            directory, _, name = path.rpartition("/")
+            if directory not in directories:
+                directories[directory] = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                scope.callback(os.close, directories[directory])
+            return f"{fd_path(directories[directory])}/{name}"
+
+        words = []
+        for word in options.data.split(","):
+            key, equals, value = word.partition("=")
+            layers = ":".join(map(short, value.split(":"))) if key == "lowerdir" else value
+            words.append(f"{key}{equals}{layers}")
+        libc.mount(source, target, "overlay", options.flags, ",".join(words))
 
 
 def clone_tree(source: str | int, *, recursive: bool = False) -> int:
@@ -300,6 +353,24 @@ def _read_link(parent: int, name: str) -> str | None:
         raise
 
 
+def change_root(root: int, *, pivot: bool = True) -> None:
+    """Make the root's mount the root of this mount namespace and let go of the host's tree (pivot_root(2))."""
+    if not pivot:
+        os.fchdir(root)
+        libc.mount(".", "/", "", libc.MS_MOVE)
+        os.chroot(".")
+        os.chdir("/")
+        return
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(root)
+    libc.pivot_root(".", ".")
+    os.fchdir(old)
+    libc.mount("", ".", "", libc.MS_SLAVE | libc.MS_REC)  # the detach must not propagate to the host
+    libc.umount2(".", libc.MNT_DETACH)
+    os.close(old)
+    os.chdir("/")
+
+
 def is_device(fd: int, major: int, minor: int) -> bool:
     """Tell whether `fd` is the character device major:minor."""
     status = os.fstat(fd)
@@ -313,6 +384,24 @@ def mount_id(fd: int) -> int:
             if line.startswith("mnt_id:"):
                 return int(line.split()[1])
     raise OSError(errno.ENOSYS, "the kernel tells no mnt_id in fdinfo", f"/proc/self/fdinfo/{fd}")
+
+
+def is_mounted(path: str) -> bool:
+    """Tell whether something is mounted on a directory or file: a bind of the same file system too, which the device
+    numbers that os.path.ismount compares do not show."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        here = os.open(path, flags)
+    except FileNotFoundError:
+        return False
+    try:
+        parent = os.open(os.path.dirname(path), flags)
+        try:
+            return mount_id(here) != mount_id(parent)
+        finally:
+            os.close(parent)
+    finally:
+        os.close(here)
 
 
 def require_magic(fd: int, magic: int, path: str) -> None:

@@ -105,21 +105,35 @@ def _drop_bounding(keep: int) -> None:
 
 
 def set_rlimit(pid: int, name: str, soft: int, hard: int) -> None:
-    """prlimit(2); `name` is RLIMIT_*, -1 is unlimited. OSError(EPERM) names the ulimit."""
+    """prlimit(2); `name` is RLIMIT_*, -1 is unlimited. OSError(EPERM) names the ulimit.
+
+    Without CAP_SYS_RESOURCE nobody may set another user's limits: one that is merely lowered is left to
+    `lower_rlimit`.
+    """
     number = getattr(resource, name, None)
     if number is None:
         raise OSError(errno.EINVAL, "prlimit: no such limit", name)
     try:
         resource.prlimit(pid, number, (_limit(soft), _limit(hard)))
     except PermissionError as error:
+        have = resource.getrlimit(number)[1]  # inherited: of another user's process it could not be asked either
+        unlimited = resource.RLIM_INFINITY
+        if have == unlimited or (_limit(hard) != unlimited and _limit(hard) <= have):
+            return
         ulimit = name.removeprefix("RLIMIT_").lower()
-        have = resource.prlimit(pid, number)[1]
         raise OSError(
             errno.EPERM,
             f"prlimit: cannot raise ulimit {ulimit} above the hard limit {have}: CAP_SYS_RESOURCE is missing; "
             f"ask for less with --ulimit {ulimit}=",
             name,
         ) from error
+
+
+def lower_rlimit(name: str, soft: int, hard: int) -> None:
+    """Set a limit of the calling process, unless it is set already."""
+    number, wanted = getattr(resource, name), (_limit(soft), _limit(hard))
+    if resource.getrlimit(number) != wanted:
+        resource.setrlimit(number, wanted)
 
 
 def _limit(value: int) -> int:

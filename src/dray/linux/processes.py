@@ -61,9 +61,9 @@ def close_others(keep: set[int]) -> None:
     libc.close_range(first)
 
 
-def close_on_exec() -> None:
-    """Mark every descriptor from 3 on close-on-exec: the next program has 0, 1 and 2."""
-    libc.close_range(3, flags=libc.CLOSE_RANGE_CLOEXEC)
+def close_on_exec(first: int = 3) -> None:
+    """Mark every descriptor from `first` on close-on-exec: the next program has those before it."""
+    libc.close_range(first, flags=libc.CLOSE_RANGE_CLOEXEC)
 
 
 def reap(pid: int) -> int:

@@ -21,6 +21,8 @@ class _Linux(msgspec.Struct, rename="camel"):
     cgroups_path: Any = None
     uid_mappings: Any = None
     gid_mappings: Any = None
+    memory_policy: Any = None
+    net_devices: Any = None
     resources: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -68,6 +70,8 @@ def outline(document: Document) -> dict[str, Any]:
             "cgroupsPath": linux.cgroups_path,
             "uidMappings": linux.uid_mappings,
             "gidMappings": linux.gid_mappings,
+            "memoryPolicy": linux.memory_policy,
+            "netDevices": linux.net_devices,
         },
         "process": {"rlimits": process.rlimits, "oomScoreAdj": process.oom_score_adj},
         "hooks": read.hooks,

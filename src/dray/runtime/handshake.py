@@ -6,6 +6,8 @@
              ── Proceed ──────────────────▶  the hooks have run
              ◀── Ready [console master] ──   everything is done but execve (rlimits are set now, from outside)
     start:   ── Start ────────────────────▶
+             ◀─────────────────── Listening   (SCMP_ACT_NOTIFY only) fetch my listener and hand it to its agent
+             ── Proceed ──────────────────▶
              ◀─────────────── end of file    execve succeeded: the descriptor was close-on-exec
 
     exec:    the same without Prepared; Start follows Ready at once
@@ -51,6 +53,15 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     """Parent: execve."""
 
 
+class Listening(msgspec.Struct, frozen=True, tag="listening"):
+    """Child: its filter is installed and notifies; `fd` is the child's own descriptor of the listener, for the agent
+    at `path`. Said and answered (Proceed) with read and write alone: the filter is in force."""
+
+    fd: int
+    path: str
+    metadata: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """Child: gives up. `status` is the error's kind (`base.errors`), `exit_code` that of a StartError, else 0;
     `grouped`: the child has made the container's cgroup, which is the parent's to remove."""
@@ -67,7 +78,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
             return cls(error.message, error.status, error.exit_code, grouped)
         if isinstance(error, DrayError):
             return cls(error.message, error.status, grouped=grouped)
-        text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        text = _said(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         return cls(text, grouped=grouped)
 
     def error(self) -> DrayError:
@@ -75,7 +86,14 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
         return StartError(self.message, self.exit_code) if self.exit_code else by_status(self.status, self.message)
 
 
-Message = Mapped | Staged | Prepared | Proceed | Ready | Start | Failed
+def _said(error: OSError) -> str:
+    """Return an OSError as a sentence: its reason and its file."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror}: {os.fsdecode(error.filename)}"
+
+
+Message = Mapped | Staged | Prepared | Proceed | Ready | Start | Listening | Failed
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

@@ -3,7 +3,7 @@
 prestart, createRuntime   in the runtime's namespaces, after the mounts, before pivot_root
 createContainer           in the container's namespaces, before pivot_root
 startContainer            in the container, before execve
-poststart, poststop       in the runtime's namespaces
+poststart, poststop       in the runtime's namespaces; a poststart that fails ends the container, a poststop only warns
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,15 @@ def run_hooks(hooks: Sequence[Hook], state: dict[str, Any]) -> None:
     """Run hooks one after the other; StartError at the first that fails."""
     for hook in hooks:
         _run(hook, msgspec.json.encode(state))
+
+
+def warn_of_hooks(hooks: Sequence[Hook], state: dict[str, Any]) -> None:
+    """Run hooks one after the other; one that fails is told on stderr and hinders nothing (poststop)."""
+    for hook in hooks:
+        try:
+            _run(hook, msgspec.json.encode(state))
+        except StartError as error:
+            print(f"warning: {error}", file=sys.stderr)
 
 
 def _run(hook: Hook, state: bytes) -> None:

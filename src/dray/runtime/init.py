@@ -22,12 +22,12 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from dray.linux import cgroups, libc, namespaces, privileges, processes
+from dray.linux import cgroups, libc, mounts, namespaces, privileges, processes
 from dray.linux.cgroups import Cgroup
-from dray.runtime import console, document, program, rootfs, validate
+from dray.runtime import console, document, notify, program, rootfs, served, validate
 from dray.runtime.handshake import Channel, Failed, Mapped, Prepared, Proceed, Ready, Staged, Start
 from dray.runtime.hooks import Hook, hooks_of, run_hooks
 from dray.runtime.model import CreateRequest, Stdio
@@ -46,6 +46,8 @@ class Order:
     user_namespace: "" none, "new", "joined"
     join: name → descriptor of namespaces that init itself enters (mount last)
     starts: where Start comes from: the handshake's channel, or a listening socket that outlives the parent
+    trees: index in `mounts` → detached tree of an id-mapped mount
+    pid_namespace: another container's, which init joins once it has the root; -1: none, or in a user namespace
     """
 
     request: CreateRequest
@@ -58,6 +60,8 @@ class Order:
     die_with_parent: bool
     pivot: bool
     starts: int | None
+    trees: Mapping[int, int] = field(default_factory=dict)
+    pid_namespace: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,14 @@ def plan(order: Order) -> Job:
     validate.check(spec, order.own)
     bundle = str(request.bundle)
     return Job(
-        program=program.program_of(spec.get("process") or {}, profile, request.console_size),
+        program=program.program_of(
+            spec.get("process") or {}, profile, request.console_size, linux.get("memoryPolicy")
+        ),
         plan=rootfs.plan(
-            spec, os.path.normpath(os.path.join(bundle, spec["root"].get("path") or "")), request.rootfs
+            spec,
+            os.path.normpath(os.path.join(bundle, spec["root"].get("path") or "")),
+            request.rootfs,
+            order.trees,
         ),
         cgroups_path=linux.get("cgroupsPath") or "",
         resources=linux.get("resources"),
@@ -115,7 +124,12 @@ def run(order: Order, channel: Channel, job: Job | None = None) -> NoReturn:
         channel = start_channel
         if job.start_container:
             run_hooks(job.start_container, job.state("created", os.getpid()))
-        program.execute(job.program, path)
+        program.execute(
+            job.program,
+            path,
+            preserve_fds=order.request.preserve_fds,
+            listening=notify.teller(channel, job.program.listener),
+        )
     except BaseException as error:
         channel.send(Failed.of(error, grouped=bool(made)))
     finally:
@@ -152,14 +166,17 @@ def run_stage(order: Order, flags: int, join: Mapping[str, int], channel: Channe
 
 def _settle(order: Order, channel: Channel) -> None:
     stdio = order.request.stdio
-    keep = {channel.socket.fileno(), *order.join.values()}
+    keep = {channel.socket.fileno(), *order.join.values(), *order.trees.values()}
+    keep |= set(range(3, 3 + order.request.preserve_fds))
+    keep |= {order.pid_namespace} - {-1}
+    keep |= served.descriptors(order.request.rootfs)
     keep |= {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr, order.starts) if fd is not None}
     settle(keep, die_with_parent=order.die_with_parent, name="dray:[init]")
 
 
 def _build(order: Order, job: Job, channel: Channel, made: list[Cgroup]) -> tuple[str, Channel]:
     enter_namespaces(order, channel)
-    _identify(order.request.id, job)
+    _identify(order.request, job)
     program.label(job.program)
 
     def enter_cgroup() -> None:
@@ -167,7 +184,9 @@ def _build(order: Order, job: Job, channel: Channel, made: list[Cgroup]) -> tupl
             made.append(cgroups.create(job.cgroups_path, order.request.id, job.resources))
             made[0].add(0)
 
-    stage = Stage(cgroup_paths=hierarchies(order.cgroup.paths), enter_cgroup=enter_cgroup)
+    stage = Stage(
+        cgroup_paths=hierarchies(order.cgroup.paths), enter_cgroup=enter_cgroup, pid_namespace=order.pid_namespace
+    )
     for operation in job.plan.prepare:
         operation.execute(stage)
     if order.wants_hooks:
@@ -179,13 +198,34 @@ def _build(order: Order, job: Job, channel: Channel, made: list[Cgroup]) -> tupl
     if job.program.terminal:
         terminal = console.open_pty(stage.root, job.program.console_size)
         console.bind_console(stage.root, terminal[1])
-    _change_root(stage.root, pivot=order.pivot)
+    mounts.change_root(stage.root, pivot=order.pivot)
     for operation in job.plan.finish:
         operation.execute(stage)
     if job.personality is not None:
         libc.personality(job.personality)
+    if order.pid_namespace >= 0:
+        _enter_pids(order, channel)
     path = finish(job.program, order.request.stdio, terminal, channel, order.die_with_parent)
     return path, _start_channel(order, channel)
+
+
+def _enter_pids(order: Order, channel: Channel) -> None:
+    """Go on as a child in the pid namespace that is joined; this process tells of it and ends.
+
+    Only now: its processes could look at the host's tree through one whose root that is.
+    """
+    libc.setns(order.pid_namespace, libc.CLONE_NEWPID)
+    announced, announcing = os.pipe2(os.O_CLOEXEC)
+    pid, _ = libc.clone3(libc.CLONE_PARENT)
+    if pid:
+        channel.send(Staged(pid))
+        os._exit(0)
+    os.close(announcing)
+    os.read(announced, 1)  # the end of file: who we are has been said
+    os.close(announced)
+    os.setsid()
+    if order.die_with_parent:
+        libc.prctl(libc.PR_SET_PDEATHSIG, 9)
 
 
 def settle(keep: set[int], *, die_with_parent: bool, name: str) -> None:
@@ -215,7 +255,7 @@ def become_namespace_root() -> None:
     os.setgroups([])
 
 
-def _identify(id: str, job: Job) -> None:
+def _identify(request: CreateRequest, job: Job) -> None:
     if job.time_offsets:
         libc.unshare(libc.CLONE_NEWTIME)
         privileges.write_proc("/proc/self/timens_offsets", job.time_offsets)
@@ -228,25 +268,8 @@ def _identify(id: str, job: Job) -> None:
         libc.setdomainname(job.domainname)
     for name, value in job.sysctls.items():
         privileges.write_proc(f"/proc/sys/{name}", value)
-    privileges.new_session_keyring(f"_ses.{id}")
-
-
-def _change_root(root: int, *, pivot: bool) -> None:
-    """Make the root's mount the root of this mount namespace and let go of the host's tree (pivot_root(2))."""
-    if not pivot:
-        os.fchdir(root)
-        libc.mount(".", "/", "", libc.MS_MOVE)
-        os.chroot(".")
-        os.chdir("/")
-        return
-    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fchdir(root)
-    libc.pivot_root(".", ".")
-    os.fchdir(old)
-    libc.mount("", ".", "", libc.MS_SLAVE | libc.MS_REC)  # the detach must not propagate to the host
-    libc.umount2(".", libc.MNT_DETACH)
-    os.close(old)
-    os.chdir("/")
+    if request.new_keyring:
+        privileges.new_session_keyring(f"_ses.{request.id}")
 
 
 def finish(

@@ -90,6 +90,11 @@ def parser() -> argparse.ArgumentParser:
     verb("pause", "freeze a container")
     verb("resume", "thaw a container")
     _update_flags(verb("update", "change a container's resource limits"))
+    events = verb("events", "print a container's numbers, and when it runs out of memory")
+    events.add_argument("--interval", type=_seconds, default=5.0, help="between numbers, such as 5s (default)")
+    events.add_argument("--stats", action="store_true", help="print the numbers once")
+    for name, help in (("checkpoint", "refused: write a container's processes down"), ("restore", "refused")):
+        verb(name, help).add_argument("--image-path", help="directory of the checkpoint")
     listing = verb("list", "list containers", container=False)
     listing.add_argument("-f", "--format", choices=("table", "json"), default="table")
     listing.add_argument("-q", "--quiet", action="store_true", help="ids only")
@@ -105,8 +110,8 @@ def _creation_flags(sub: argparse.ArgumentParser, *, run: bool) -> None:
     sub.add_argument("--console-socket", help="unix socket that receives the terminal's master")
     sub.add_argument("--pid-file", help="file for init's pid")
     sub.add_argument("--no-pivot", action="store_true", help="MS_MOVE instead of pivot_root (ramdisks)")
-    sub.add_argument("--preserve-fds", type=int, default=0, help="refused: only 0, 1 and 2 are passed on")
-    sub.add_argument("--no-new-keyring", action="store_true", help="refused: a container has its own keyring")
+    sub.add_argument("--preserve-fds", type=int, default=0, help="pass on this many descriptors from 3 on")
+    sub.add_argument("--no-new-keyring", action="store_true", help="keep the caller's session keyring")
     if run:
         sub.add_argument("-d", "--detach", action="store_true", help="do not wait for the container")
         sub.add_argument("--keep", action="store_true", help="do not delete the container when it ends")
@@ -128,15 +133,24 @@ def _exec_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--apparmor")
     sub.add_argument("--process-label")
     sub.add_argument("--ignore-paused", action="store_true")
-    sub.add_argument("--preserve-fds", type=int, default=0, help="refused: only 0, 1 and 2 are passed on")
+    sub.add_argument("--preserve-fds", type=int, default=0, help="pass on this many descriptors from 3 on")
 
 
 def _update_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("-r", "--resources", help="file with an OCI resources object, - for stdin")
-    for flag in ("blkio-weight", "cpu-period", "cpu-quota", "cpu-share", "pids-limit"):
+    numbers = ("blkio-weight", "cpu-period", "cpu-quota", "cpu-share", "cpu-burst", "cpu-idle", "pids-limit")
+    for flag in (*numbers, "cpu-rt-period", "cpu-rt-runtime"):
         sub.add_argument(f"--{flag}", type=int)
     for flag in ("memory", "memory-reservation", "memory-swap", "cpuset-cpus", "cpuset-mems"):
         sub.add_argument(f"--{flag}")
+
+
+def _seconds(text: str) -> float:
+    """Read `5s`, `200ms` or `2m`."""
+    for unit, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0)):
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * factor
+    return float(text)
 
 
 class _Version(argparse.Action):

@@ -25,7 +25,7 @@ class Mount:
     """One mount(8) line: how a snapshot becomes a directory, or an entry of the OCI spec.
 
     `options` are fstab words (`ro`, `rbind`, `lowerdir=…`). An overlay whose options exceed a page is mounted with
-    fsconfig(2), one `lowerdir+` a layer.
+    fsconfig(2), one `lowerdir+` a layer. The type `fuse-overlayfs` has an overlay's options (see `served`).
     """
 
     type: str
@@ -55,6 +55,8 @@ class CreateRequest:
     stdio: the process's descriptors
     namespace_fds: namespaces to join by descriptor instead of by path (`{"network": fd}`); wins over the spec
     console_size: (rows, columns) of a new terminal
+    preserve_fds: descriptors 3, 4, … of the caller that the program keeps, besides its stdio
+    new_keyring: join a new session keyring; False: stay in the caller's
     """
 
     id: str
@@ -64,6 +66,8 @@ class CreateRequest:
     stdio: Stdio = Stdio()
     namespace_fds: Mapping[str, int] = field(default_factory=dict)
     console_size: tuple[int, int] | None = None
+    preserve_fds: int = 0
+    new_keyring: bool = True
 
     @property
     def document(self) -> dict[str, Any]:
@@ -77,6 +81,7 @@ class ExecRequest:
 
     process: the OCI `process` object (args, env, cwd, user, capabilities, terminal, noNewPrivileges, …)
     seccomp: the container's `linux.seccomp`, parsed or as text (None: unconfined)
+    preserve_fds: see `CreateRequest`
     """
 
     id: str
@@ -84,6 +89,7 @@ class ExecRequest:
     seccomp: Document | None = None
     stdio: Stdio = Stdio()
     console_size: tuple[int, int] | None = None
+    preserve_fds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ import stat
 from dataclasses import dataclass
 from typing import Protocol
 
+from dray.base.errors import StartError
 from dray.linux import libc, mounts
 from dray.runtime.model import Mount
+from dray.runtime.served import DETACHED
 from dray.runtime.stage import Stage
 
 
@@ -58,7 +60,11 @@ class MountRoot:
         for entry in self.layers:
             target = self.path + ("/" + entry.target.strip("/") if entry.target.strip("/") else "")
             options = mounts.parse_options(entry.options)
-            if options.flags & libc.MS_BIND or entry.type == "bind":
+            if entry.type == DETACHED:
+                libc.move_mount(
+                    int(entry.source), "", libc.AT_FDCWD, target, libc.MOVE_MOUNT_F_EMPTY_PATH
+                )  # fmt: skip
+            elif options.flags & libc.MS_BIND or entry.type == "bind":
                 self._bind(entry.source, target, options)
             else:
                 mounts.mount_filesystem(entry.type, entry.source, target, options)
@@ -113,7 +119,7 @@ class MountFilesystem:
         try:
             content = stage.copy_out(fd) if self.options.copy_up else None
             try:
-                mounts.mount_filesystem(self.type, self.source, mounts.fd_path(fd), self.options)
+                self._mount(stage, fd)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, self.target) from error
             if self.options.propagation:
@@ -122,6 +128,18 @@ class MountFilesystem:
                 stage.copy_in(content, self.target)
         finally:
             os.close(fd)
+
+    def _mount(self, stage: Stage, target: int) -> None:
+        if self.type != "proc" or stage.pid_namespace < 0:
+            mounts.mount_filesystem(self.type, self.source, mounts.fd_path(target), self.options)
+            return
+        from dray.linux import procfs  # only a container in another's pid namespace
+
+        tree = procfs.mount_of(stage.pid_namespace, self.options)
+        try:
+            mounts.attach(tree, target)
+        finally:
+            os.close(tree)
 
     def _propagate(self, stage: Stage) -> None:
         mounted = mounts.open_in_root(stage.root, self.target)  # the older descriptor is what is hidden below
@@ -139,23 +157,30 @@ def _refuse_link(stage: Stage, target: str) -> None:
         return
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise OSError(errno.ENOTDIR, "mount: must be mounted on an ordinary directory", target)
+            kind = "link" if stat.S_ISLNK(os.fstat(fd).st_mode) else "file"
+            raise OSError(
+                errno.ENOTDIR,
+                f"{target} of the image is a {kind}: it must be mounted on an ordinary directory, so that it can be "
+                "masked; use an image without it",
+            )
     finally:
         os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
 class BindMount:
-    """Show a file or directory of the host within the root."""
+    """Show a file or directory of the host within the root; `tree` is its clone when that was made before (`idmaps`)."""
 
     source: str
     target: str
     options: mounts.Options
     recursive: bool
+    tree: int = -1
 
     def describe(self) -> str:
         """Return the step as a line for people."""
-        return f"{'rbind' if self.recursive else 'bind'} {self.source} on {self.target}"
+        mapped = " with mapped ids" if self.tree >= 0 else ""
+        return f"{'rbind' if self.recursive else 'bind'} {self.source} on {self.target}{mapped}"
 
     def execute(self, stage: Stage) -> None:
         """Clone the source, set the clone's attributes while it is detached, attach it."""
@@ -166,17 +191,28 @@ class BindMount:
             raise OSError(error.errno, reason, error.filename) from error
 
     def _attach(self, stage: Stage) -> None:
-        tree = mounts.clone_tree(self.source, recursive=self.recursive)
+        tree = self.tree if self.tree >= 0 else mounts.clone_tree(self.source, recursive=self.recursive)
         try:
             mounts.set_tree(tree, self.options)
             directory = stat.S_ISDIR(os.fstat(tree).st_mode)
             target = mounts.make_in_root(stage.root, self.target, directory=directory)
             try:
+                if stat.S_ISDIR(os.fstat(target).st_mode) != directory:
+                    raise self._mismatch(directory=directory)
                 mounts.attach(tree, target)
             finally:
                 os.close(target)
         finally:
             os.close(tree)
+
+    def _mismatch(self, *, directory: bool) -> StartError:
+        here, there = ("a directory", "a file") if directory else ("a file", "a directory")
+        return StartError(
+            f'error mounting "{self.source}" to rootfs at "{self.target}": {here} cannot be mounted on {there}: not a '
+            "directory: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host "
+            "path exists and is the expected type",
+            127,
+        )
 
 
 @dataclass(frozen=True, slots=True)

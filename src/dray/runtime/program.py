@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from dray.base.errors import InvalidParameter, StartError
 from dray.linux import libc, mounts, privileges, processes, seccomp
 from dray.linux.privileges import Capabilities, Identity
+from dray.runtime import document, lookup, scheduling
 from dray.runtime.document import Document
+from dray.runtime.scheduling import Scheduling
 
 _SECCOMP_NEW_LISTENER = 1 << 3
-_PASSWD_LIMIT = 1 << 20  # bytes of an image's /etc/passwd that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Listener:
+    """Who decides about calls that the filter notifies of: the socket that gets the descriptor, words for it."""
+
+    path: str
+    metadata: str
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """Everything about a process that its spec decides."""
 
@@ -62,10 +71,15 @@ class Program:
     limits: Limits
     filter: bytes | None
     filter_flags: int
+    listener: Listener | None
+    scheduling: Scheduling
 
 
 def program_of(
-    process: dict[str, Any], profile: Document | None, console_size: tuple[int, int] | None = None
+    process: dict[str, Any],
+    profile: Document | None,
+    console_size: tuple[int, int] | None = None,
+    memory_policy: dict[str, Any] | None = None,
 ) -> Program:
     """Read an OCI process object; InvalidParameter names what is wrong with it."""
     args = process.get("args") or []
@@ -74,19 +88,15 @@ def program_of(
     cwd = process.get("cwd") or ""
     if not cwd.startswith("/"):
         raise InvalidParameter(f"process.cwd must be an absolute path, not {cwd!r}")
-    for option in ("scheduler", "ioPriority", "execCPUAffinity"):
-        if process.get(option):
-            raise InvalidParameter(f"process.{option} is not supported")
     user = process.get("user") or {}
     size = process.get("consoleSize") or {}
     if console_size is None and size.get("height") and size.get("width"):
         console_size = (int(size["height"]), int(size["width"]))
     umask = user.get("umask")
     code, flags = _filter(profile) if profile else (None, 0)
-    if flags & _SECCOMP_NEW_LISTENER:
-        raise InvalidParameter(
-            "linux.seccomp: SCMP_ACT_NOTIFY needs a listener, which this runtime does not offer"
-        )
+    listener = None
+    if profile and flags & _SECCOMP_NEW_LISTENER:
+        listener = _listener(document.parsed(profile))
     return Program(
         args=tuple(args),
         env=_environment(process.get("env") or []),
@@ -102,6 +112,8 @@ def program_of(
         limits=limits_of(process),
         filter=code,
         filter_flags=flags,
+        listener=listener,
+        scheduling=scheduling.scheduling_of(process, memory_policy),
     )
 
 
@@ -109,6 +121,15 @@ def _filter(profile: Document) -> tuple[bytes, int]:
     if isinstance(profile, bytes):
         return seccomp.of_text(profile)
     return seccomp.program(profile), seccomp.filter_flags(profile)
+
+
+def _listener(profile: dict[str, Any]) -> Listener:
+    path = profile.get("listenerPath") or ""
+    if not path.startswith("/"):
+        raise InvalidParameter(
+            "linux.seccomp: SCMP_ACT_NOTIFY needs listenerPath, an agent's absolute socket path"
+        )
+    return Listener(path, profile.get("listenerMetadata") or "")
 
 
 def _environment(entries: list[str]) -> dict[str, str]:
@@ -187,6 +208,14 @@ def label(program: Program) -> None:
 def _write_label(file: str, value: str, option: str) -> None:
     try:
         privileges.write_proc(f"/proc/self/{file}", value)
+    except FileNotFoundError as error:
+        if option != "apparmorProfile":
+            raise StartError(f"process.{option}: {value!r} cannot be applied on this kernel: {error}") from error
+        name = value.removeprefix("exec ")
+        raise StartError(
+            f"apparmor profile {name!r} is not loaded: load it with apparmor_parser, or choose another with "
+            "--security-opt apparmor=NAME"
+        ) from error
     except OSError as error:
         raise StartError(f"process.{option}: {value!r} cannot be applied on this kernel: {error}") from error
 
@@ -235,6 +264,7 @@ def prepare(program: Program, *, die_with_parent: bool) -> str:
         raise StartError(f"cannot grant {', '.join(lacking)}: the runtime itself lacks it")
     if program.no_new_privileges:
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+    scheduling.apply(program.scheduling)
     entered = _enter(program.cwd)
     keep_admin = program.filter is not None and not program.no_new_privileges
     privileges.drop(program.capabilities, program.identity, keep_admin=keep_admin)
@@ -248,8 +278,8 @@ def prepare(program: Program, *, die_with_parent: bool) -> str:
             raise StartError(f'chdir to cwd ("{program.cwd}") set in config.json failed: {entered.strerror}', 126)
     _verify_directory()
     if not program.env.get("HOME"):
-        program.env["HOME"] = home_of(program.identity.uid)
-    return find(program.args[0], program.env.get("PATH", ""))
+        program.env["HOME"] = lookup.home_of(program.identity.uid)
+    return lookup.find(program.args[0], program.env.get("PATH", ""))
 
 
 def _enter(path: str) -> OSError | None:
@@ -276,104 +306,25 @@ def _verify_directory() -> None:
         raise StartError("current working directory is outside of container mount namespace root", 126)
 
 
-def home_of(uid: int) -> str:
-    """Return a user's home directory by the container's /etc/passwd, / when it has none.
+def execute(
+    program: Program, path: str, *, preserve_fds: int = 0, listening: Callable[[int], None] | None = None
+) -> NoReturn:
+    """Install the filter, give up what is left, execve; StartError when that fails.
 
-    The file is the image's: only a regular file is read, only its beginning, and nothing is believed of it.
+    listening: told the descriptor of a filter's listener; it may only read and write what is open
     """
-    try:
-        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return "/"
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return "/"
-        text = os.read(fd, _PASSWD_LIMIT).decode(errors="surrogateescape")
-    except OSError:
-        return "/"
-    finally:
-        os.close(fd)
-    for line in text.split("\n"):
-        fields = line.split(":")
-        if len(fields) > 5 and fields[2] == str(uid):
-            return fields[5] or "/"
-    return "/"
-
-
-def find(name: str, path: str) -> str:
-    """Return the path that execve gets for `name`, searched along `path`; StartError 127 or 126."""
-    if "/" in name:
-        reason = _why_not(name)
-        if reason is None:
-            return name
-        exit_code = 127 if reason.endswith(os.strerror(errno.ENOENT).lower()) else 126
-        raise StartError(f'exec: "{name}": {reason}', exit_code)
-    for directory in path.split(":"):
-        candidate = f"{directory or '.'}/{name}"
-        if name and _why_not(candidate) is None:
-            if not candidate.startswith("/"):
-                raise StartError(
-                    f'exec: "{name}": cannot run executable found relative to current directory', 126
-                )  # fmt: skip
-            return candidate
-    raise StartError(f'exec: "{name}": executable file not found in $PATH', 127)
-
-
-def _why_not(path: str) -> str | None:
-    """Return why `path` cannot be executed, None if it can as far as can be seen."""
-    try:
-        fd = libc.openat2(libc.AT_FDCWD, path, os.O_PATH, resolve=libc.RESOLVE_NO_MAGICLINKS)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0).lower()
-        if error.errno == errno.ELOOP and os.path.exists(path):
-            reason = "permission denied (a link of /proc leads out of the container)"
-        return f"stat {path}: {reason}"
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
-            return "is a directory"
-        if not mode & 0o111 or not os.access(path, os.X_OK, effective_ids=True):
-            return "permission denied"
-        return _why_not_interpreter(path, fd)
-    finally:
-        os.close(fd)
-
-
-def _why_not_interpreter(path: str, fd: int) -> str | None:
-    """Refuse a script whose interpreter is a magic link: /proc/self/exe is this very Python (CVE-2019-5736)."""
-    try:
-        script = os.open(mounts.fd_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None  # executable but not readable: the kernel itself refuses scripts that cannot be read
-    try:
-        head = os.read(script, 256)
-    except OSError:
-        return None
-    finally:
-        os.close(script)
-    if not head.startswith(b"#!"):
-        return None
-    words = head[2:].split(b"\n")[0].split()
-    if not words:
-        return None
-    try:
-        os.close(libc.openat2(libc.AT_FDCWD, words[0], os.O_PATH, resolve=libc.RESOLVE_NO_MAGICLINKS))
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return f"permission denied (interpreter {os.fsdecode(words[0])} is a link of /proc)"
-    return None
-
-
-def execute(program: Program, path: str) -> NoReturn:
-    """Install the filter, give up what is left, execve; StartError when that fails."""
     argv, env = list(program.args), dict(program.env)
     os.umask(program.umask)
     processes.reset_signals()
-    processes.close_on_exec()
+    processes.close_on_exec(3 + preserve_fds)
+    for limit in program.limits.rlimits:
+        privileges.lower_rlimit(limit.name, limit.soft, limit.hard)
     if program.filter is not None:
         if not program.no_new_privileges:
             privileges.regain_admin(program.capabilities)
-        seccomp.install(program.filter, flags=program.filter_flags)
+        listener = seccomp.install(program.filter, flags=program.filter_flags)
+        if listener >= 0 and listening is not None:
+            listening(listener)
         if not program.no_new_privileges:
             privileges.seal(program.capabilities)
     try:

@@ -13,7 +13,7 @@ Sources: runtime-spec config.md "Mounts", config-linux.md; behaviours beyond the
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,10 +58,13 @@ class _Lists:
     late: list[Operation] = field(default_factory=list)  # end of prepare: what must not hinder later mounts
 
 
-def plan(spec: dict[str, Any], root: str, root_mounts: Sequence[Mount] = ()) -> Plan:
+def plan(
+    spec: dict[str, Any], root: str, root_mounts: Sequence[Mount] = (), trees: Mapping[int, int] | None = None
+) -> Plan:
     """Return the plan of a spec.
 
     root: absolute path where the root file system is, or is to be mounted by `root_mounts`
+    trees: index of a mount → its detached, id-mapped tree (`idmaps`)
     Raises InvalidParameter for a mount without destination or an unknown propagation.
     """
     linux = spec.get("linux") or {}
@@ -77,8 +80,8 @@ def plan(spec: dict[str, Any], root: str, root_mounts: Sequence[Mount] = ()) -> 
     lists.prepare.append(MountRoot(root, tuple(root_mounts)))
     lists.prepare.append(JoinCgroup("cgroup" in own and not _joined(linux, "cgroup")))
     entries = spec.get("mounts") or []
-    for entry in entries:
-        _plan_mount(entry, lists, cgroup_namespace="cgroup" in own)
+    for index, entry in enumerate(entries):
+        _plan_mount(entry, lists, (trees or {}).get(index, -1), cgroup_namespace="cgroup" in own)
     if not any(_destination(entry) == "/dev" and _is_bind(entry) for entry in entries):
         lists.prepare.extend(_plan_devices(spec, linux, user_namespace="user" in own))
     cwd = (spec.get("process") or {}).get("cwd") or "/"
@@ -111,23 +114,17 @@ def _is_bind(entry: dict[str, Any]) -> bool:
     return entry.get("type") == "bind" or "bind" in words or "rbind" in words
 
 
-def _plan_mount(entry: dict[str, Any], lists: _Lists, *, cgroup_namespace: bool) -> None:
+def _plan_mount(entry: dict[str, Any], lists: _Lists, tree: int, *, cgroup_namespace: bool) -> None:
     target = _destination(entry)
     if target == "/":
         raise InvalidParameter("mounts: destination / would hide the root file system")
-    if entry.get("uidMappings") or entry.get("gidMappings"):
-        raise InvalidParameter(
-            f"mounts: {target}: uidMappings and gidMappings (id-mapped mounts) are not supported"
-        )
     options = mounts.parse_options(entry.get("options") or ())
-    if options.idmap:
-        raise InvalidParameter(f"mounts: {target}: option {options.idmap} is not supported")
     kind = entry.get("type") or ""
     if _is_bind(entry):
         if options.data:
             raise InvalidParameter(f"mounts: {target}: a bind mount cannot have option {options.data!r}")
         recursive = "bind" not in (entry.get("options") or ()) or "rbind" in (entry.get("options") or ())
-        lists.prepare.append(BindMount(str(entry.get("source") or ""), target, options, recursive))
+        lists.prepare.append(BindMount(str(entry.get("source") or ""), target, options, recursive, tree))
     elif options.flags & libc.MS_REMOUNT:
         lists.prepare.append(Remount(target, options.attr_set, options.attr_clear))
     elif kind in {"cgroup", "cgroup2"}:

@@ -19,14 +19,18 @@ class Stage:
     root: O_PATH descriptor of the root directory
     cgroup_paths: host directory of the container's cgroup by hierarchy's name (v1) or under "" (v2)
     enter_cgroup: moves the calling process into the container's cgroup
+    pid_namespace: the one whose processes a procfs is to show, -1 for the calling process's own
     """
 
-    __slots__ = ("_empty", "_null", "cgroup_paths", "enter_cgroup", "root")
+    __slots__ = ("_empty", "_null", "cgroup_paths", "enter_cgroup", "pid_namespace", "root")
 
-    def __init__(self, *, cgroup_paths: Mapping[str, str], enter_cgroup: Callable[[], None]) -> None:
+    def __init__(
+        self, *, cgroup_paths: Mapping[str, str], enter_cgroup: Callable[[], None], pid_namespace: int = -1
+    ) -> None:
         self.root = -1
         self.cgroup_paths = cgroup_paths
         self.enter_cgroup = enter_cgroup
+        self.pid_namespace = pid_namespace
         self._null = -1
         self._empty = -1
 
@@ -50,7 +54,10 @@ class Stage:
         return mounts.clone_tree(self._null)
 
     def empty_directory(self) -> int:
-        """Return a detached clone of an empty, read-only tmpfs."""
+        """Return an empty, read-only tmpfs to be attached at once: the first time itself, later a clone of it.
+
+        Before Linux 6.15 a mount can be cloned only once it is attached.
+        """
         if self._empty < 0:
             context = libc.fsopen("tmpfs")
             try:
@@ -62,6 +69,7 @@ class Stage:
                 self._empty = libc.fsmount(context, attributes | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC)
             finally:
                 os.close(context)
+            return os.dup(self._empty)
         return mounts.clone_tree(self._empty)
 
     def copy_out(self, directory: int) -> int:

@@ -22,13 +22,14 @@ from dray.base.files import remove_tree, write_atomic
 from dray.linux import cgroups, libc, processes
 from dray.runtime.handshake import Channel
 
-OCI_VERSION = "1.2.0"
+OCI_VERSION = "1.3.0"
 
 
 class Saved(msgspec.Struct):
     """The part of a container's state that outlives a process.
 
     namespaces: the kinds in which init differs from the runtime, for exec to join
+    keyring: the container has a session keyring of its own, which its execs join
     """
 
     id: str
@@ -39,6 +40,7 @@ class Saved(msgspec.Struct):
     spec: dict[str, Any]
     namespaces: list[str]
     started: bool = False
+    keyring: bool = True
 
 
 @dataclass(slots=True)

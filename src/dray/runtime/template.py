@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
-from dray.linux import mounts, namespaces, privileges
+from dray.linux import libc, mounts, namespaces, privileges, seccomp
+from dray.linux.seccomp.numbers import ARCHITECTURES, FOREIGN
+from dray.runtime import scheduling
 from dray.runtime.state import OCI_VERSION
 
 _CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 _HOOKS = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"]
-_ACTIONS = ("KILL", "KILL_PROCESS", "KILL_THREAD", "ERRNO", "TRAP", "TRACE", "ALLOW", "LOG")
+_ACTIONS = ("KILL", "KILL_PROCESS", "KILL_THREAD", "ERRNO", "NOTIFY", "TRAP", "TRACE", "ALLOW", "LOG")
 _OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
 
 
@@ -87,15 +90,34 @@ def features() -> dict[str, Any]:
         "linux": {
             "namespaces": sorted(kind for kind in namespaces.FLAGS if namespaces.supported(kind)),
             "capabilities": list(privileges.CAPABILITIES),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
             "seccomp": {
                 "enabled": True,
                 "actions": [f"SCMP_ACT_{action}" for action in _ACTIONS],
                 "operators": [f"SCMP_CMP_{operator}" for operator in _OPERATORS],
+                "archs": sorted([*ARCHITECTURES, *FOREIGN]),
+                "knownFlags": sorted(seccomp.FLAGS),
+                "supportedFlags": sorted(name for name, flag in seccomp.FLAGS.items() if _supported(flag)),
             },
             "apparmor": {"enabled": os.path.exists("/proc/self/attr/apparmor/exec")},
             "selinux": {"enabled": os.path.exists("/sys/fs/selinux/enforce")},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "memoryPolicy": {
+                "modes": sorted(scheduling.MEMORY_MODES),
+                "flags": sorted(scheduling.MEMORY_FLAGS),
+            },
+            "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": True},
         },
     }
+
+
+def _supported(flag: int) -> bool:
+    """Ask the kernel for a filter flag: with no program it fails with EFAULT where it knows the flag."""
+    if flag == seccomp.FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]:
+        flag |= seccomp.NEW_LISTENER
+    try:
+        libc.seccomp(1, flag)
+    except OSError as error:
+        return error.errno == errno.EFAULT
+    return True

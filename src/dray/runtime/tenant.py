@@ -17,9 +17,9 @@ from typing import NoReturn
 
 from dray.base.errors import Conflict, Internal
 from dray.linux import libc, namespaces, privileges
-from dray.runtime import console, init, program
+from dray.runtime import console, init, notify, program, scheduling
 from dray.runtime.handshake import Channel, Failed, Ready, Staged, Start
-from dray.runtime.model import ExecRequest, Started, Stdio
+from dray.runtime.model import ExecRequest, Started
 from dray.runtime.state import Container
 
 
@@ -49,7 +49,7 @@ def run(container: Container, request: ExecRequest, *, die_with_parent: bool) ->
             except OSError as error:
                 raise Internal(f"exec: {error}") from error
             ours.send(Start())
-            ours.receive()  # the end of file: execve succeeded
+            notify.serve(ours, pid, pidfd, container.oci_state)  # the end of file: execve succeeded
             failed.pop_all()
         return Started(pid, fds[0] if fds else None)
 
@@ -104,10 +104,18 @@ def _stage(
         gc.disable()
         stdio = request.stdio
         keep = {channel.socket.fileno(), container.pidfd, stdio.stdin, stdio.stdout, stdio.stderr} - {-1}
+        keep |= set(range(3, 3 + request.preserve_fds))
         init.settle(keep, die_with_parent=die_with_parent, name="dray:[exec]")
-        wanted = program.program_of(request.process, request.seccomp, request.console_size)
+        wanted = program.program_of(
+            request.process,
+            request.seccomp,
+            request.console_size,
+            (container.saved.spec.get("linux") or {}).get("memoryPolicy"),
+        )
+        scheduling.run_on(wanted.scheduling.initial, "initial")
         if container.cgroup.clone_fd() is None:
             container.cgroup.add(0)
+        scheduling.run_on(wanted.scheduling.final, "final")
         program.label(wanted)
         if flags:
             libc.setns(container.pidfd, flags)
@@ -119,7 +127,7 @@ def _stage(
             os.close(announcing)
             os.read(announced, 1)  # the end of file: who we are has been said, now we may speak
             os.close(announced)
-            _child(container, wanted, stdio, channel, die_with_parent=die_with_parent)
+            _child(container, wanted, request, channel, die_with_parent=die_with_parent)
         channel.send(Staged(pid))
         os._exit(0)
     except BaseException as error:
@@ -129,20 +137,22 @@ def _stage(
 
 
 def _child(
-    container: Container, wanted: program.Program, stdio: Stdio, channel: Channel, *, die_with_parent: bool
+    container: Container, wanted: program.Program, request: ExecRequest, channel: Channel, *, die_with_parent: bool
 ) -> NoReturn:
     try:
         os.setsid()
         if die_with_parent:
             libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        privileges.new_session_keyring(f"_ses.{container.saved.id}")
+        if container.saved.keyring:
+            privileges.new_session_keyring(f"_ses.{container.saved.id}")
         terminal = None
         if wanted.terminal:
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             terminal = console.open_pty(root, wanted.console_size)
-        path = init.finish(wanted, stdio, terminal, channel, die_with_parent)
+        path = init.finish(wanted, request.stdio, terminal, channel, die_with_parent)
         channel.expect(Start)
-        program.execute(wanted, path)
+        listening = notify.teller(channel, wanted.listener)
+        program.execute(wanted, path, preserve_fds=request.preserve_fds, listening=listening)
     except BaseException as error:
         channel.send(Failed.of(error))
     finally:

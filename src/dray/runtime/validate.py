@@ -16,7 +16,6 @@ _IPC_SYSCTLS = frozenset(
     f"kernel.{name}"
     for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
-_REFUSED = ("intelRdt", "memoryPolicy", "netDevices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +71,19 @@ def namespaces_of(spec: Mapping[str, Any], descriptors: Mapping[str, int]) -> Na
 def check(spec: Mapping[str, Any], own: frozenset[str]) -> None:
     """Refuse what cannot be obeyed."""
     linux = spec.get("linux") or {}
+    version = str(spec.get("ociVersion") or "1")
+    if version.split(".", maxsplit=1)[0] != "1":
+        raise Unsupported(
+            f"ociVersion: {version!r} is not a version of the specification that this runtime knows, 1.x"
+        )
     if not spec.get("root"):
         raise InvalidParameter("root is missing")
     if "mount" not in own:
         raise InvalidParameter("linux.namespaces: a container needs its own mount namespace")
-    for field in _REFUSED:
-        if linux.get(field):
-            raise Unsupported(f"linux.{field} is not supported")
+    if linux.get("intelRdt"):
+        raise Unsupported("linux.intelRdt is not supported: this runtime makes no resctrl groups")
+    if linux.get("netDevices") and "network" not in own:
+        raise InvalidParameter("linux.netDevices: needs a network namespace of the container's own")
     if linux.get("mountLabel"):
         raise Unsupported("linux.mountLabel is not supported: this runtime does not label file systems")
     if (linux.get("uidMappings") or linux.get("gidMappings")) and "user" not in own:

@@ -17,7 +17,7 @@ from dray.base import units
 from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.files import write_atomic
 from dray.linux import processes
-from dray.runtime import foreground, rootfs, state, template
+from dray.runtime import events, foreground, rootfs, state, template
 from dray.runtime.lifecycle import BuiltinRuntime
 from dray.runtime.model import CreateRequest, ExecRequest, Started, Stdio
 
@@ -55,7 +55,6 @@ def do_run(options: argparse.Namespace) -> int:
 
 
 def _create(runtime: BuiltinRuntime, options: argparse.Namespace, *, detach: bool) -> Started:
-    _refuse_creation_flags(options)
     bundle = options.bundle.resolve()
     try:
         spec = msgspec.json.decode((bundle / "config.json").read_bytes(), type=dict[str, Any])
@@ -69,7 +68,15 @@ def _create(runtime: BuiltinRuntime, options: argparse.Namespace, *, detach: boo
         root = os.path.normpath(bundle / ((spec.get("root") or {}).get("path") or ""))
         print(rootfs.plan(spec, root).describe(), file=sys.stderr)
     stdio = Stdio() if terminal else Stdio(0, 1, 2)
-    started = runtime.create(CreateRequest(options.id, bundle, spec, stdio=stdio))
+    request = CreateRequest(
+        options.id,
+        bundle,
+        spec,
+        stdio=stdio,
+        preserve_fds=_preserved(options, spec.get("process") or {}),
+        new_keyring=not options.no_new_keyring,
+    )
+    started = runtime.create(request)
     return _hand_over(started, options)
 
 
@@ -83,11 +90,22 @@ def _hand_over(started: Started, options: argparse.Namespace) -> Started:
     return started
 
 
-def _refuse_creation_flags(options: argparse.Namespace) -> None:
-    if options.preserve_fds:
-        raise Unsupported("--preserve-fds: a container's program gets descriptors 0, 1 and 2 only")
-    if getattr(options, "no_new_keyring", False):
-        raise Unsupported("--no-new-keyring: a container always has a session keyring of its own")
+def _preserved(options: argparse.Namespace, process: dict[str, Any]) -> int:
+    """Return how many descriptors from 3 on the program keeps: those asked for, and those of sd_listen_fds(3).
+
+    Passes LISTEN_FDS on, with a LISTEN_PID that fits: the program is the first of its pid namespace.
+    """
+    listening = os.environ.get("LISTEN_FDS", "")
+    count: int = options.preserve_fds
+    if listening.isdigit() and os.environ.get("LISTEN_PID", str(os.getpid())) == str(os.getpid()):
+        count = max(count, int(listening))
+        process["env"] = [*(process.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
+    for fd in range(3, 3 + count):
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise InvalidParameter(f"--preserve-fds={count}: descriptor {fd} is not open") from None
+    return count
 
 
 def do_start(options: argparse.Namespace) -> int:
@@ -144,7 +162,6 @@ def do_delete(options: argparse.Namespace) -> int:
 
 def do_exec(options: argparse.Namespace) -> int:
     """Run a process in a container."""
-    _refuse_creation_flags(options)
     container = state.load(options.root, options.id)
     try:
         if container.paused and not options.ignore_paused:
@@ -156,7 +173,9 @@ def do_exec(options: argparse.Namespace) -> int:
     terminal = bool(process.get("terminal"))
     foreground.check_console_socket(options.console_socket, terminal=terminal, detach=options.detach)
     stdio = Stdio() if terminal else Stdio(0, 1, 2)
-    request = ExecRequest(options.id, process, (spec.get("linux") or {}).get("seccomp"), stdio)
+    preserved = _preserved(options, process)
+    profile = (spec.get("linux") or {}).get("seccomp")
+    request = ExecRequest(options.id, process, profile, stdio, preserve_fds=preserved)
     started = _hand_over(_runtime(options).exec(request), options)
     return 0 if options.detach else foreground.wait(started)
 
@@ -247,6 +266,10 @@ def resources_of(options: argparse.Namespace) -> dict[str, Any]:
         ("cpu_share", "cpu", "shares"),
         ("cpuset_cpus", "cpu", "cpus"),
         ("cpuset_mems", "cpu", "mems"),
+        ("cpu_burst", "cpu", "burst"),
+        ("cpu_idle", "cpu", "idle"),
+        ("cpu_rt_period", "cpu", "realtimePeriod"),
+        ("cpu_rt_runtime", "cpu", "realtimeRuntime"),
         ("memory", "memory", "limit"),
         ("memory_reservation", "memory", "reservation"),
         ("memory_swap", "memory", "swap"),
@@ -261,6 +284,52 @@ def resources_of(options: argparse.Namespace) -> dict[str, Any]:
     if not resources:
         raise InvalidParameter("update: name a limit, or --resources")
     return resources
+
+
+def do_events(options: argparse.Namespace) -> int:
+    """Print events until the container ends, or its numbers once."""
+    if options.interval <= 0:
+        raise InvalidParameter("--interval must be greater than 0")
+    container = state.load(options.root, options.id)
+    try:
+        container.require_alive()
+        if options.stats:
+            events.show(container)
+        else:
+            events.watch(container, options.interval)
+    finally:
+        container.close()
+    return 0
+
+
+def do_checkpoint(options: argparse.Namespace) -> int:
+    """Refuse: see `_criu`."""
+    container = state.load(options.root, options.id)
+    container.close()
+    raise _criu("checkpoint")
+
+
+def do_restore(_options: argparse.Namespace) -> int:
+    """Refuse: see `_criu`."""
+    raise _criu("restore")
+
+
+def _criu(verb: str) -> Unsupported:
+    """Return why a container's processes cannot be written down: in the words of criu, where there is one."""
+    said = "there is no criu in PATH"
+    with contextlib.suppress(FileNotFoundError):
+        read, write = os.pipe()
+        actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
+        try:
+            pid = os.posix_spawnp("criu", ["criu", "check"], os.environ, file_actions=actions)
+        finally:
+            os.close(write)
+            output = open(read, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
+        with output:
+            lines = output.read().split("\n")
+        code = processes.reap(pid)
+        said = "this runtime does not drive criu" if code == 0 else f"criu check says: {lines[0].strip()}"
+    return Unsupported(f"{verb} is not supported: {said}")
 
 
 def do_list(options: argparse.Namespace) -> int:

@@ -28,20 +28,20 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
+from dray.base.errors import Conflict, DrayError, InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.linux import libc
 from dray.logs import registry as log_drivers
 from dray.runtime import document
-from dray.runtime.model import CreateRequest, ExecRequest, Mount, Runtime
+from dray.runtime.model import CreateRequest, Mount, Runtime
 from dray.shim import requests
 from dray.shim.connections import Connection, Listener
+from dray.shim.execs import Execs, read_config
 from dray.shim.loop import Loop
 from dray.shim.model import AttachRequest, TaskCreate
 from dray.shim.oom import OomMonitor
@@ -51,9 +51,6 @@ from dray.wire import rpc
 
 if TYPE_CHECKING:
     from dray.shim.forwards import Forward
-
-KILLED = 128 + signal.SIGKILL
-
 
 RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
 
@@ -89,8 +86,7 @@ class Shim:
         self._spec: dict[str, Any] = {}  # its outline
         self._runtime: Runtime | None = None
         self._init: Process | None = None
-        self._execs: dict[str, Process] = {}
-        self._told: list[Process] = []  # execs that the daemon knows the end of; their clients may still read
+        self._execs = Execs(self._loop, self._tell)
         self._held: list[int] = []
         self._forwards: list[Forward] = []
         self._released = False
@@ -141,11 +137,9 @@ class Shim:
         over = self._init is None or self._init.complete
         if not over or (self._connections and not self._released):
             return False
-        self._told = [process for process in self._told if process.streams.clients]
-        processes = [process for process in (self._init, *self._execs.values()) if process is not None]
         return not (
-            self._told
-            or any(process.streams.clients for process in processes)
+            self._execs.read()
+            or (self._init is not None and self._init.streams.clients)
             or any(connection.pending for connection in self._connections)
         )
 
@@ -210,7 +204,7 @@ class Shim:
             os.unlink(os.path.join(task.state_dir, "exit.json"))
         write_atomic(os.path.join(task.run_dir, "task.json"), msgspec.json.encode(task), durable=False)
         write_atomic(os.path.join(task.run_dir, "shim.pid"), b"%d\n" % os.getpid(), durable=False)
-        self._config = _read_config(task)
+        self._config = read_config(task)
         self._spec = document.outline(self._config)
 
     def _make(
@@ -218,7 +212,11 @@ class Shim:
     ) -> None:
         log = log_drivers.open_writer(task.log.driver, task.log.path, task.log.options, task.log.attributes)
         streams = Streams(
-            self._loop, tty=task.tty, stdin_once=task.stdin_once, log=log, detached=lambda: self._detached("")
+            self._loop,
+            tty=task.tty,
+            stdin_once=task.stdin_once,
+            log=log,
+            detached=lambda: self._tell({"event": "detached", "exec_id": ""}),
         )
         self._init = init = Process("", streams, tty=task.tty)
         self._runtime = runtime = self._runtimes(task.runtime, task.runtime_args, task.run_dir)
@@ -299,54 +297,22 @@ class Shim:
         self._process(request["exec_id"]).resize(request["rows"], request["columns"])
 
     def _process(self, exec_id: str) -> Process:
-        process = self._execs.get(exec_id) if exec_id else self._init
-        if process is None:
-            raise NotFound(f"No such exec instance: {exec_id}")
-        return process
+        if exec_id or self._init is None:
+            return self._execs.find(exec_id)
+        return self._init
 
     def _attach(self, params: bytes, message: rpc.Received) -> None:
         request = requests.attach.decode(params)
         self._process(request.exec_id).streams.attach(request, *message.take(1))
 
-    def _detached(self, exec_id: str) -> None:
-        self._tell({"event": "detached", "exec_id": exec_id})
-
     # --- execs ---
 
     def _exec(self, params: bytes, message: rpc.Received) -> dict[str, int]:
         request = requests.exec_create.decode(params)
-        runtime = self._running()
-        if request.exec_id in self._execs:
-            raise Conflict(f"exec {request.exec_id} has run already")
-        streams = Streams(
-            self._loop, tty=request.tty, stdin_once=True, detached=lambda: self._detached(request.exec_id)
-        )
-        process = Process(request.exec_id, streams, tty=request.tty)
-        order = ExecRequest(
-            id=self.task.id,
-            process=request.process,
-            seccomp=document.profile_of(_read_config(self.task)),
-            console_size=request.console_size,
-        )
-        attach = request.attach
-        try:
-            process.run(
-                lambda stdio: runtime.exec(replace(order, stdio=stdio)),
-                stdin=attach is not None and attach.stdin,
-                output=attach is not None,
-            )
-        except BaseException:
-            process.close()
-            raise
-        self._execs[request.exec_id] = process
-        if attach is not None:
-            streams.attach(attach, *message.take(1))
-        return {"pid": process.pid}
+        return self._execs.start(request, self._running(), self.task, message)
 
     def _seen(self, params: bytes, _message: rpc.Received) -> None:
-        process = self._execs.get(requests.plain.decode(params)["exec_id"])
-        if process is not None and process.complete:
-            self._told.append(self._execs.pop(process.exec_id))
+        self._execs.seen(requests.plain.decode(params)["exec_id"])
 
     # --- the end ---
 
@@ -362,10 +328,7 @@ class Shim:
             if self._init is not None and pid == self._init.pid and self._init.status is None:
                 self._init_reaped(wait_status)
                 continue
-            for process in self._execs.values():
-                if process.pid == pid and process.status is None:
-                    process.reaped(wait_status, partial(self._exec_complete, process))
-                    break
+            self._execs.reaped(pid, wait_status)
 
     def _init_reaped(self, wait_status: int) -> None:
         assert self._init is not None
@@ -375,23 +338,12 @@ class Shim:
                 self._runtime.kill(self.task.id, signal.SIGKILL, all_processes=True)
         self._init.reaped(wait_status, self._init_complete)
 
-    def _exec_complete(self, process: Process) -> None:
-        if process.complete:
-            return
-        process.complete = True
-        process.close()
-        self._tell({"event": "exec_exited", "exec_id": process.exec_id, "status": process.status})
-
     def _init_complete(self) -> None:
         init, task, runtime = self._init, self.task, self._runtime
         assert init is not None
         assert init.status is not None
         assert runtime is not None
-        for process in self._execs.values():
-            if process.status is None:
-                process.ended(KILLED, lambda: None)
-            if not process.complete:
-                self._exec_complete(process)
+        self._execs.end()
         init.status = msgspec.structs.replace(init.status, oom_killed=self._oom.kills() > 0)
         self._oom.close()
         self._close_held()  # ports are free before anybody is told
@@ -411,9 +363,7 @@ class Shim:
             "pid": init.pid,
             "started_at": init.started_at,
             "status": init.status if init.complete else None,
-            "execs": {
-                process.exec_id: process.status if process.complete else None for process in self._execs.values()
-            },
+            "execs": self._execs.state(),
         }
 
     def _release(self) -> None:
@@ -423,14 +373,6 @@ class Shim:
             self._listener.close()
         remove_tree(self.task.run_dir)
         self._released = True
-
-
-def _read_config(task: TaskCreate) -> bytes:
-    fd = os.open(os.path.join(task.run_dir, "config.json"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, os.fstat(fd).st_size)
-    finally:
-        os.close(fd)
 
 
 def _has_own_pids(spec: dict[str, Any]) -> bool:

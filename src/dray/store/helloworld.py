@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 
+from dray.base import assembler
 from dray.base import digest as digests
 from dray.oci import image as oci
 from dray.oci.image import ContainerConfig, Descriptor, History, ImageConfig, Index, Manifest, RootFS
@@ -22,11 +23,6 @@ NAME = "hello-world:latest"
 _CREATED = "2025-01-01T00:00:00Z"
 _TIME = 1735689600
 _PROGRAM = "hello"
-_BASE = 0x400000
-_HEADERS = 64 + 56
-_ELF = struct.Struct("<16sHHIQQQIHHHHHH")
-_SEGMENT = struct.Struct("<IIQQQQQQ")
-_MACHINES = {"amd64": 62, "arm64": 183}  # EM_X86_64, EM_AARCH64 (elf.h)
 
 _MESSAGE = """
 Hello from dray!
@@ -80,17 +76,14 @@ def _arm64(address: int, length: int) -> bytes:
 _ASSEMBLERS = {"amd64": _amd64, "arm64": _arm64}
 
 
-def program(architecture: str) -> bytes:
+def program(architecture: assembler.Architecture) -> bytes:
     """Return the static ELF executable for `amd64` or `arm64` (elf(5))."""
     message = _MESSAGE.format(arch=architecture).encode()
     assemble = _ASSEMBLERS[architecture]
-    code_size = len(assemble(_BASE, len(message)))  # the same for every address in the first 64 KiB of the page
-    code = assemble(_BASE + _HEADERS + code_size, len(message))
-    size = _HEADERS + len(code) + len(message)
-    ident = b"\x7fELF" + bytes((2, 1, 1, 0)) + bytes(8)
-    header = _ELF.pack(ident, 2, _MACHINES[architecture], 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = _SEGMENT.pack(1, 5, 0, _BASE, _BASE, size, size, 0x10000)  # PT_LOAD, read and execute
-    return header + segment + code + message
+    code_size = len(
+        assemble(assembler.ENTRY, len(message))
+    )  # the same for every address in the first 64 KiB of the page
+    return assembler.executable(architecture, assemble(assembler.ENTRY + code_size, len(message)) + message)
 
 
 def _blob(blobs: dict[str, bytes], media_type: str, data: bytes) -> Descriptor:
@@ -99,7 +92,7 @@ def _blob(blobs: dict[str, bytes], media_type: str, data: bytes) -> Descriptor:
     return Descriptor(media_type=media_type, digest=digest, size=len(data))
 
 
-def _platform(blobs: dict[str, bytes], architecture: str) -> Descriptor:
+def _platform(blobs: dict[str, bytes], architecture: assembler.Architecture) -> Descriptor:
     """Make one platform's layer, config and manifest."""
     tar = tarwriter.member(_PROGRAM.encode(), program(architecture), mode=0o755, mtime=_TIME) + tarwriter.END
     layer = _blob(blobs, oci.OCI_LAYER, tar)  # no compressor gives the same bytes everywhere
@@ -137,7 +130,7 @@ def _platform(blobs: dict[str, bytes], architecture: str) -> Descriptor:
 def archive() -> bytes:
     """Return the image as an OCI layout in a tar, ready for `transfer.load` or `docker load`."""
     blobs: dict[str, bytes] = {}
-    manifests = [_platform(blobs, architecture) for architecture in _MACHINES]
+    manifests = [_platform(blobs, architecture) for architecture in assembler.MACHINES]
     inner = Index(schema_version=2, media_type=oci.OCI_INDEX, manifests=manifests)
     target = _blob(blobs, oci.OCI_INDEX, oci.encode(inner))
     named = Descriptor(

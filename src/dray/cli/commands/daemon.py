@@ -1,12 +1,13 @@
-"""`dray daemon status`, and `dray system dial-stdio` for clients that come over ssh."""
+"""`dray daemon status` and `unit`, and `dray system dial-stdio` for clients that come over ssh."""
 
 from __future__ import annotations
 
 import os
 import select
 
-from dray.base.errors import DrayError
+from dray.base.errors import DrayError, InvalidParameter
 from dray.cli.command import Command
+from dray.cli.flags import Flag
 from dray.cli.hints import connect_hint
 from dray.cli.streams import write_all
 from dray.client.errors import ConnectError
@@ -50,6 +51,20 @@ def run_status(app: App, values: Values, arguments: list[str]) -> int:
     return 0
 
 
+def run_unit(app: App, values: Values, arguments: list[str]) -> int:
+    """Print a systemd unit of the daemon."""
+    from dray.cli import units
+
+    kind = arguments[0] if arguments else "service"
+    if kind == "service":
+        app.out(units.service(socket=values["socket"]))
+    elif kind == "socket":
+        app.out(units.socket_unit(values["path"], values["group"]))
+    else:
+        raise InvalidParameter(f"there is no unit {kind!r}: it is service or socket")
+    return 0
+
+
 def run_dial(app: App, values: Values, arguments: list[str]) -> int:
     """Join standard input and output to the daemon's socket until either side ends."""
     import socket
@@ -77,5 +92,15 @@ def run_dial(app: App, values: Values, arguments: list[str]) -> int:
 
 COMMANDS = {
     "daemon status": Command("", run_status),
+    "daemon unit": Command(
+        "[OPTIONS] [service|socket]",
+        run_unit,
+        flags=(
+            Flag("group", "string", "Group that may use the socket (of the socket unit)", default="root"),
+            Flag("path", "string", "Path of the socket (of the socket unit)", default="/run/docker.sock"),
+            Flag("socket", "bool", "Take the socket from the socket unit (of the service unit)"),
+        ),
+        args=(0, 1),
+    ),
     "system dial-stdio": Command("", run_dial),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from dray.api.models import ContainerConfig, HostConfig, Ulimit
 from dray.base.errors import InvalidParameter, Unsupported
-from dray.engine import security
+from dray.engine import apparmor, security
 from dray.engine.security import SecurityOptions
 from dray.engine.spec import mounts
 from dray.engine.spec.facts import Device, Facts
@@ -19,7 +19,6 @@ from dray.engine.spec.resources import resources
 
 OCI_VERSION = "1.2.0"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_APPARMOR_DEFAULT = "docker-default"
 
 
 def build(config: ContainerConfig, host: HostConfig, facts: Facts) -> dict[str, Any]:
@@ -132,13 +131,13 @@ def apparmor_profile(host: HostConfig, options: SecurityOptions, facts: Facts) -
     There only the two names that every Docker host knows are accepted, for they promise nothing here.
     """
     if not facts.machine.apparmor:
-        if options.apparmor not in ("", "unconfined", _APPARMOR_DEFAULT):
+        if options.apparmor not in ("", "unconfined", apparmor.NAME):
             raise InvalidParameter(
                 f"AppArmor profile {options.apparmor!r}: AppArmor is not enabled on this machine; leave "
                 "--security-opt apparmor away"
             )
         return ""
-    return options.apparmor or ("unconfined" if host.privileged else _APPARMOR_DEFAULT)
+    return apparmor.chosen(host, options)
 
 
 def _wants_init(host: HostConfig, facts: Facts) -> bool:

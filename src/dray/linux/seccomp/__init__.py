@@ -28,13 +28,13 @@ from dray.base.files import write_atomic
 from dray.linux import libc
 
 _SECCOMP_SET_MODE_FILTER = 1
-_FLAGS = {
+FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": 1 << 0,
     "SECCOMP_FILTER_FLAG_LOG": 1 << 1,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 1 << 2,
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 1 << 5,
 }
-_NEW_LISTENER = 1 << 3
+NEW_LISTENER = 1 << 3
 _TSYNC_ESRCH = 1 << 4
 
 _VERSION = b"3"  # raised when the compiler's output changes
@@ -105,14 +105,14 @@ def filter_flags(profile: Mapping[str, Any]) -> int:
     names = profile.get("flags")
     flags = 0
     for name in ["SECCOMP_FILTER_FLAG_SPEC_ALLOW"] if names is None else names:
-        if name not in _FLAGS:
+        if name not in FLAGS:
             raise InvalidParameter(f"seccomp: unknown flag {name!r}")
-        flags |= _FLAGS[name]
+        flags |= FLAGS[name]
     if any(entry.get("action") == "SCMP_ACT_NOTIFY" for entry in profile.get("syscalls") or ()):
-        flags |= _NEW_LISTENER
-        if flags & _FLAGS["SECCOMP_FILTER_FLAG_TSYNC"]:
+        flags |= NEW_LISTENER
+        if flags & FLAGS["SECCOMP_FILTER_FLAG_TSYNC"]:
             flags |= _TSYNC_ESRCH  # else a positive result could be a thread's id or a descriptor
-    elif flags & _FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]:
+    elif flags & FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]:
         raise InvalidParameter("seccomp: WAIT_KILLABLE_RECV needs a rule with SCMP_ACT_NOTIFY")
     return flags
 
@@ -136,4 +136,4 @@ def install(code: bytes, *, flags: int = 0) -> int:
                 f"seccomp: this kernel refuses the filter or one of its flags ({flags:#x})"
             ) from None
         raise
-    return result if flags & _NEW_LISTENER else -1
+    return result if flags & NEW_LISTENER else -1
