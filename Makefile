@@ -7,6 +7,7 @@
 # make test-vm      only those in a virtual machine (cgroup v2, systemd, AppArmor, reboot, power cut); part of test
 # make run          the bundled hello-world in a private daemon; needs Python and nothing else
 # make bench        side by side with dockerd; make bench-quick with fewer repetitions
+# make bench-containers  looking inside, moving files, density; make bench-images  registries (needs 5 GB of disk)
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
 
@@ -20,9 +21,9 @@ BENCH_FLAGS ?=
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
-  openssl qemu-system-x86
+  openssl qemu-system-x86 curl wrk
 
-.PHONY: venv check deps test test-vm run bench bench-quick compatibility clean
+.PHONY: venv check deps test test-vm run bench bench-quick bench-containers bench-images compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -69,6 +70,9 @@ bench: venv deps
 
 bench-quick: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --quick $(BENCH_FLAGS)
+
+bench-containers bench-images: bench-%: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --group $* $(BENCH_FLAGS)
 
 compatibility: venv
 	$(BIN)/python tools/compatibility.py
