@@ -8,6 +8,8 @@
 # make run          the bundled hello-world in a private daemon; needs Python and nothing else
 # make bench        side by side with dockerd; make bench-quick with fewer repetitions
 # make bench-containers  looking inside, moving files, density; make bench-images  registries (needs 5 GB of disk)
+# make bench-net    streams, requests, thousands of ports, names
+# make names        200 containers started at once, every name asked from every one
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
 
@@ -21,9 +23,9 @@ BENCH_FLAGS ?=
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
-  openssl qemu-system-x86 curl wrk
+  openssl qemu-system-x86 curl wrk iperf3
 
-.PHONY: venv check deps test test-vm run bench bench-quick bench-containers bench-images compatibility clean
+.PHONY: venv check deps names test test-vm run bench bench-quick bench-containers bench-images bench-net compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -71,8 +73,11 @@ bench: venv deps
 bench-quick: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --quick $(BENCH_FLAGS)
 
-bench-containers bench-images: bench-%: venv deps
+bench-containers bench-images bench-net: bench-%: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --group $* $(BENCH_FLAGS)
+
+names: venv deps
+	DRAY_TEST_CONTAINERS=200 $(BIN)/python -m pytest tests/e2e/test_e2e_many_names.py $(PYTEST_FLAGS)
 
 compatibility: venv
 	$(BIN)/python tools/compatibility.py

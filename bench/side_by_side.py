@@ -2,8 +2,8 @@
 
     python -m side_by_side [--group NAME] [--quick] [--only TEXT] [--engines drayd,dockerd] [--output FILE]
 
-Three groups of tables: `engines` (what a user waits for all day), `containers` (looking inside, density, health
-checks), `images` (registries). All subjects run throughout, in a private network, mount and cgroup world; each
+Four groups of tables: `engines` (what a user waits for all day), `containers` (looking inside, density, health
+checks), `net` (networks), `images` (registries). All subjects run throughout, in a private network, mount and cgroup world; each
 measurement is taken from one and then from the other, so that whatever else the machine does meets both. Medians are
 printed as a table with the target of each row, and everything measured is written to a JSON file with a description
 of the machine. Nothing is asserted about time.
@@ -26,6 +26,7 @@ from typing import Any
 
 import containers
 import daemons
+import traffic
 import transfers
 from names import rows as names_rows
 from rows import rows
@@ -75,6 +76,7 @@ Group = Callable[[contextlib.ExitStack, World, list[str]], Iterator[Table]]
 GROUPS: dict[str, tuple[Group, str]] = {
     "engines": (engines, "drayd,dockerd"),
     "containers": (containers.tables, "drayd,dockerd"),
+    "net": (traffic.tables, "drayd,dockerd,podman"),
     "images": (transfers.tables, "drayd,dockerd,podman,limit"),
 }
 
