@@ -62,6 +62,7 @@ def asked_inside(pid: int, names: list[str]) -> dict[str, list[str]]:
     return inside(pid, ask)
 
 
+@pytest.mark.timeout(120 + 4 * COUNT)
 @pytest.mark.drayd_only("dockerd takes minutes for that many, and its resolver is another test's")
 def test_every_name_from_every_other(engine: Engine, crowd: dict[str, str]) -> None:
     assert len(crowd) == COUNT
