@@ -10,6 +10,7 @@
 # make bench-containers  looking inside, moving files, density; make bench-images  registries (needs 5 GB of disk)
 # make bench-net    streams, requests, thousands of ports, names
 # make names        200 containers started at once, every name asked from every one
+# make soak-gc      random work on the image store, with kills of the daemon, for MINUTES=30
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
 
@@ -19,13 +20,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
+SOAK_FLAGS ?=
+MINUTES ?= 30
 
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
   openssl qemu-system-x86 curl wrk iperf3
 
-.PHONY: venv check deps names test test-vm run bench bench-quick bench-containers bench-images bench-net compatibility clean
+.PHONY: venv check deps names test test-vm run bench bench-quick bench-containers bench-images bench-net soak-gc compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -78,6 +81,9 @@ bench-containers bench-images bench-net: bench-%: venv deps
 
 names: venv deps
 	DRAY_TEST_CONTAINERS=200 $(BIN)/python -m pytest tests/e2e/test_e2e_many_names.py $(PYTEST_FLAGS)
+
+soak-gc: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m gc_soak --minutes $(MINUTES) $(SOAK_FLAGS)
 
 compatibility: venv
 	$(BIN)/python tools/compatibility.py

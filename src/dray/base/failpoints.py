@@ -63,6 +63,11 @@ POINTS: Mapping[str, str] = {
     "volume-mount.mounted": "what the volume's options name is mounted",
     "volume-remove.marked": "its record says that it is being removed",
     "volume-remove.done": "everything but the answer",
+    "edit.noted": "it is on disk that the container shall run again",
+    "edit.stopped": "its run is over",
+    "edit.volumes": "the new volumes are made",
+    "edit.written": "the new record is written",
+    "edit.started": "it runs as it is now",
 }
 
 
