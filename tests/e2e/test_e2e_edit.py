@@ -127,11 +127,11 @@ def test_what_does_not_start_is_put_back(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("place", "changed"),
     [
-        ("edit-noted", False),
-        ("edit-stopped", False),
-        ("edit-volumes", False),
-        ("edit-written", True),
-        ("edit-started", True),
+        ("edit.noted", False),
+        ("edit.stopped", False),
+        ("edit.volumes", False),
+        ("edit.written", True),
+        ("edit.started", True),
     ],
 )
 def test_a_daemon_killed_half_way(
