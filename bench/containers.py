@@ -207,8 +207,8 @@ def container_rows(accounts: dict[str, Account], world: World, tree: Path) -> li
 
 def tables(stack: contextlib.ExitStack, world: World, names: list[str]) -> Iterator[Table]:
     """The one table; everything is taken down when `stack` ends."""
-    cache.stack_layout()
     busybox = cache.busybox_archive()
+    cache.stack_layout()  # made now: in the world there is no way out
     tree = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
     world.enter()
     running: list[Engine] = []
