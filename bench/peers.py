@@ -176,8 +176,8 @@ class Limit:
     run = pull  # type: ignore[assignment]
 
     def forget(self, *images: str) -> None:
-        for path in self.data.iterdir():
-            shutil.rmtree(path)
+        shutil.rmtree(self.data)
+        self.data.mkdir()
         settle(self.account)
 
     def close(self) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from images.archive import Image
 from images.busybox import PATH
-from images.debian import closure, tree_tar, unpack
+from images.debian import closure, names, tree_tar, unpack
 
-# Twelve groups: a layer has what its group needs and no layer below has. About 1 GB in 40,000 files.
+# A layer has what its group needs and no layer below has.
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("bash", "dash", "coreutils", "procps"),
     ("perl", "openssl", "ca-certificates"),
@@ -19,29 +19,34 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("g++-12", "make"),
     ("golang-1.19-src",),
     ("libboost1.74-dev",),
-    ("openjdk-17-jre-headless",),
-    ("python3-numpy", "python3-scipy", "python3-sympy"),
+    ("python3-numpy",),
+    ("python3-sympy",),
     ("vim-runtime", "ruby3.1"),
-    ("postgresql-15", "php8.2-cli"),
+    ("php8.2-cli", "nginx"),
 )
 
 
 def stack(downloads: Path) -> Image:
-    """stack:latest, twelve layers of what Debian's packages put on a machine, documentation and all."""
+    """stack:latest."""
+    closure([name for group in GROUPS for name in group], downloads)
     layers: list[bytes] = []
-    known: set[Path] = set()
+    known: set[str] = set()
     for number in range(len(GROUPS)):
-        wanted = [name for group in GROUPS[: number + 1] for name in group]
-        debs = [deb for deb in closure(wanted, downloads) if deb not in known]
-        known.update(debs)
-        with tempfile.TemporaryDirectory(dir=downloads.parent) as folder:
-            root = Path(folder)
-            root.chmod(0o755)
-            unpack(debs, root)
-            if not layers:
-                for path in ("root", "tmp", "proc", "sys", "dev"):
-                    (root / path).mkdir(exist_ok=True)
-                (root / "tmp").chmod(0o1777)
-                (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
-            layers.append(tree_tar(root))
+        needed = names([name for group in GROUPS[: number + 1] for name in group], downloads)
+        new = [name for name in needed if name not in known]
+        known.update(new)
+        layers.append(_layer([next(downloads.glob(f"{name}_*.deb")) for name in sorted(new)], downloads, number))
     return Image(layers, {"Env": [PATH], "Cmd": ["bash"]}, ["docker.io/library/stack:latest"])
+
+
+def _layer(debs: list[Path], downloads: Path, number: int) -> bytes:
+    with tempfile.TemporaryDirectory(dir=downloads.parent) as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        unpack(debs, root)
+        if number == 0:
+            for path in ("root", "tmp", "proc", "sys", "dev"):
+                (root / path).mkdir(exist_ok=True)
+            (root / "tmp").chmod(0o1777)
+            (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
+        return tree_tar(root)
