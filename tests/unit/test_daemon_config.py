@@ -54,7 +54,7 @@ def test_repeated_flags_take_the_shape_of_the_file(file):
         ({"mtu": True}, [], "'mtu' must be a number"),
         ("{", [], "invalid JSON"),
         ("[]", [], "must hold a JSON object"),
-        ({"userns-remap": "default"}, [], "userns-remap"),
+        ({"rootless": True}, [], "rootless"),
         ({}, ["--containerd=/x"], "containerd"),
         ({}, ["--log-level=loud"], "invalid logging level: loud"),
         ({}, ["--storage-driver=aufs"], "aufs"),

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`((?:drayd|dray|docker|make)(?: [^`\n]*)?)`")
-_TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
+_TARGET = re.compile(r"^([a-z][a-z -]*):", re.MULTILINE)
 _SEPARATORS = frozenset([";", "|", "&", "&&", ">", ">>", "<"])
 
 
@@ -52,7 +52,7 @@ def lines(page: Path) -> list[str]:
 
 
 def targets() -> set[str]:
-    return set(_TARGET.findall((ROOT / "Makefile").read_text()))
+    return {name for names in _TARGET.findall((ROOT / "Makefile").read_text()) for name in names.split()}
 
 
 def check_client(words: list[str]) -> None:
