@@ -47,12 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[World]:
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """The private world, entered; the archives are made before, since it has no way out."""
     from images import cache
 
     cache.busybox_archive()
     cache.nginx_archive()
+    if any(item.path.name == "test_e2e_mariadb.py" for item in request.session.items):
+        cache.mariadb_archive()
     one = World()
     one.enter()
     try:

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "kernel"))
-from netlab import LocalNamespaces, private_host
+from netlab import LocalNamespaces, output, private_host
 
 from dray.base.errors import DrayError
 from dray.linux.links import Links
 from dray.network.bridge import BridgeDriver
 from dray.network.host import HostDriver
+from dray.network.macvlan import IpvlanDriver, MacvlanDriver
 from dray.network.model import Driver, Endpoint, Network, Pool
 from dray.network.none import NoneDriver
 
@@ -28,25 +29,40 @@ def host() -> Iterator[Links]:
         yield links
 
 
-@pytest.fixture(params=["bridge", "host", "null"])
+def lacks(kind: str) -> bool:
+    """Whether this kernel has no interfaces of a kind. Asked in a namespace made for it."""
+    with private_host():
+        return "Unknown device type" in output(None, "ip", "link", "add", "try0", "link", "lo", "type", kind)
+
+
+@pytest.fixture(params=["bridge", "host", "null", "macvlan", "ipvlan"])
 def driver(request: pytest.FixtureRequest, host: Links) -> Driver:
+    if request.param == "ipvlan" and lacks("ipvlan"):
+        pytest.skip("this kernel has no ipvlan")
+    if request.param in ("macvlan", "ipvlan"):
+        output(None, "ip", "link", "add", "wire", "type", "veth", "peer", "name", "far")
+        output(None, "ip", "link", "set", "wire", "up")
     made: dict[str, Driver] = {
         "bridge": BridgeDriver(host, owner="test"),
         "host": HostDriver(),
         "null": NoneDriver(),
+        "macvlan": MacvlanDriver(host, owner="test"),
+        "ipvlan": IpvlanDriver(host, owner="test"),
     }
     return made[request.param]
 
 
 @pytest.fixture
 def network(driver: Driver) -> Network:
-    names = {"bridge": "bridge", "host": "host", "null": "none"}
+    names = {"host": "host", "null": "none"}
+    interfaces = {"bridge": "br-test", "macvlan": "wire", "ipvlan": "wire"}
+    plugged = driver.name in interfaces
     return Network(
         id="n" * 64,
-        name=names[driver.name],
+        name=names.get(driver.name, "net"),
         driver=driver.name,
-        interface="br-test" if driver.name == "bridge" else "",
-        pools=[Pool(subnet="10.5.0.0/24", gateway="10.5.0.1")] if driver.name == "bridge" else [],
+        interface=interfaces.get(driver.name, ""),
+        pools=[Pool(subnet="10.5.0.0/24", gateway="10.5.0.1")] if plugged else [],
     )
 
 
@@ -87,7 +103,7 @@ async def test_life_of_a_network(driver: Driver, network: Network, host: Links) 
             if one.interface:
                 link = inside.find(one.interface)
                 assert link is not None
-                assert link.mac == one.mac
+                assert link.mac == one.mac or driver.name == "ipvlan"
             else:
                 assert names(inside) == {"lo"}
         driver.ready(network, one)
@@ -106,6 +122,11 @@ async def test_plugging_into_a_network_whose_interface_vanished(
 ) -> None:
     driver.up(network)
     driver.down(network)
+    if driver.name in ("macvlan", "ipvlan"):
+        output(None, "ip", "link", "del", "wire")
+        with pytest.raises(DrayError, match="invalid subinterface vlan name wire"):
+            driver.up(network)
+        return
     netns, sock = await LocalNamespaces().new_network_namespace()
     os.close(sock)
     driver.plug(network, endpoint(network, 2), netns)

@@ -70,6 +70,11 @@ def nginx_archive() -> Path:
     return _made("nginx", lambda: [debian.nginx(FOLDER / "debs-nginx")])
 
 
+def mariadb_archive() -> Path:
+    """mariadb:latest."""
+    return _made("mariadb", lambda: [debian.mariadb(FOLDER / "debs-mariadb")])
+
+
 def medium_archive() -> Path:
     """bulk:medium, 60 MB in 12 layers: long enough to be killed in the middle of a load."""
     return _made("medium", lambda: [bulk.bulk(busybox.base_layer(), layers=12, megabytes=60, tag="bulk:medium")])

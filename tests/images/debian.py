@@ -118,6 +118,49 @@ def nginx(downloads: Path) -> Image:
     return Image([layer], config, ["nginx:latest"])
 
 
+MARIADB_PACKAGES = ("mariadb-server-core", "mariadb-client-core", "dash", "coreutils")
+
+MARIADB_ENTRY = """#!/bin/sh
+set -e
+if [ ! -d /var/lib/mysql/mysql ]; then
+    {
+        printf 'CREATE DATABASE mysql;\\nUSE mysql;\\n'
+        printf "SET @auth_root_socket=NULL;\\n"
+        cd /usr/share/mysql
+        cat m*_system_tables.sql m*_performance_tables.sql m*_system_tables_data.sql
+    } | mariadbd --bootstrap --user=mysql --datadir=/var/lib/mysql
+fi
+exec mariadbd --user=mysql --datadir=/var/lib/mysql --skip-networking --innodb-use-native-aio=0
+"""
+
+
+def mariadb(downloads: Path) -> Image:
+    """MariaDB from Debian, its data in a volume at /var/lib/mysql, made at the first start."""
+    debs = closure(MARIADB_PACKAGES, downloads)
+    with tempfile.TemporaryDirectory(dir=downloads.parent) as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        unpack(debs, root)
+        for unwanted in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/perl5", "usr/lib/perl5"):
+            shutil.rmtree(root / unwanted, ignore_errors=True)
+        (root / "etc/passwd").write_text(
+            "root:x:0:0:root:/root:/bin/sh\nmysql:x:100:101::/nonexistent:/bin/false\n"
+        )
+        (root / "etc/group").write_text("root:x:0:\nmysql:x:101:\n")
+        for path in ("root", "tmp", "proc", "sys", "dev", "run/mysqld", "var/lib/mysql"):
+            (root / path).mkdir(parents=True, exist_ok=True)
+        (root / "tmp").chmod(0o1777)
+        for path in ("run/mysqld", "var/lib/mysql"):
+            os.chown(root / path, 100, 101)
+        if not (root / "usr/bin/sh").exists():
+            (root / "usr/bin/sh").symlink_to("dash")
+        (root / "entry").write_text(MARIADB_ENTRY)
+        (root / "entry").chmod(0o755)
+        layer = tree_tar(root)
+    config = {"Env": [PATH], "Cmd": ["/entry"], "Volumes": {"/var/lib/mysql": {}}}
+    return Image([layer], config, ["mariadb:latest"])
+
+
 def is_tar(path: Path) -> bool:
     """Whether a file is there and a whole tar."""
     return path.exists() and tarfile.is_tarfile(path)

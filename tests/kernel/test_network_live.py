@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from netlab import LocalNamespaces, MemoryRecords, Server, entered, output, private_host, say
 
-from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound, Unsupported
+from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound
+from dray.network.asks import NetworkAsk
 from dray.network.controller import Controller
 from dray.network.model import EndpointAsk, Network, NetworkConfig, Pool, PortAsk, SandboxAsk
-from dray.network.networks import NetworkAsk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -84,11 +84,48 @@ async def test_networks_are_stored_and_come_back() -> None:
         (NetworkAsk(name="x", pools=[Pool(subnet="10.2.0.5/16")]), InvalidParameter, "it should be 10.2.0.0/16"),
         (NetworkAsk(name="x", driver="weave"), NotFound, 'network driver "weave" not found'),
         (NetworkAsk(name="x", driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
-        (NetworkAsk(name="x", scope="swarm"), Unsupported, "swarm"),
+        (NetworkAsk(name="x", scope="swarm"), Forbidden, "swarm scoped network when swarm is not active"),
+        (NetworkAsk(name="x", ingress=True), Forbidden, "Ingress network can only be global scope network"),
         (NetworkAsk(name="x", ipam_driver="dhcp"), NotFound, "dhcp"),
         (NetworkAsk(name="x", options={"com.example.what": "1"}), InvalidParameter, "com.example.what"),
         (NetworkAsk(name="x", options={OPTION + "enable_icc": "maybe"}), InvalidParameter, "enable_icc"),
-        (NetworkAsk(name="x", options={OPTION + "gateway_mode_ipv4": "routed"}), Unsupported, "gateway_mode_ipv4"),
+        (
+            NetworkAsk(name="x", options={OPTION + "gateway_mode_ipv4": "open"}),
+            InvalidParameter,
+            "gateway_mode_ipv4",
+        ),
+        (NetworkAsk(name="x", options={OPTION + "gateway_mode_ipv4": "isolated"}), InvalidParameter, "internal"),
+        (
+            NetworkAsk(name="x", options={OPTION + "trusted_host_interfaces": "x" * 16}),
+            InvalidParameter,
+            "trusted",
+        ),
+        (
+            NetworkAsk(name="x", ipam_driver="null", pools=[Pool(subnet="10.9.0.0/24")]),
+            InvalidParameter,
+            "null ipam",
+        ),
+        (
+            NetworkAsk(name="x", pools=[Pool(subnet="10.9.0.0/24", gateway="10.8.0.1")]),
+            InvalidParameter,
+            "not in subnet",
+        ),
+        (
+            NetworkAsk(name="x", pools=[Pool(subnet="10.9.0.0/24", auxiliary={"a": "10.8.0.1"})]),
+            InvalidParameter,
+            "auxiliary address a",
+        ),
+        (
+            NetworkAsk(name="x", pools=[Pool(subnet="10.9.0.0/24", ip_range="10.9.0.0/23")]),
+            InvalidParameter,
+            "ip-range",
+        ),
+        (
+            NetworkAsk(name="x", pools=[Pool(subnet="10.9.0.0/24"), Pool(subnet="10.9.0.128/25")]),
+            Forbidden,
+            "overlaps",
+        ),
+        (NetworkAsk(name="x", pools=[Pool(gateway="10.9.0.1")]), InvalidParameter, "a subnet is needed"),
         (
             NetworkAsk(name="x", options={OPTION + "name": "much-too-long-a-name"}),
             InvalidParameter,

@@ -255,6 +255,7 @@ async def test_a_restarted_daemon_disturbs_nothing_and_clears_what_is_left(lab: 
     dead.close()  # its shim is gone while the daemon is away
     output(None, "ip", "link", "add", "stray", "alias", "dray/leftover", "type", "veth", "peer", "name", "stray2")
     output(None, "ip", "link", "set", "stray", "alias", "dray/leftover")
+    await first.close()
     second = await lab.controller({A: web.endpoints})
     client.sendall(b"two")
     assert client.recv(100) == b"192.0.2.9 two"
@@ -346,6 +347,7 @@ async def test_forwarding_is_guarded_between_the_interfaces_that_were_there(lab:
     with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
         assert file.read().strip() == "1"
     assert '"wire"' in output(None, "nft", "list", "set", "ip", "dray", "guarded")
+    await network.close()
     again = await lab.controller()
     assert '"wire"' in output(None, "nft", "list", "set", "ip", "dray", "guarded")
     await again.close(wipe=True)

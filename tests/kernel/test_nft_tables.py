@@ -26,8 +26,9 @@ from dray.linux.nftables import (
     Watch,
     field,
 )
-from dray.network.firewall import FAMILIES, Firewall, Published
+from dray.network.firewall import FAMILIES, Firewall
 from dray.network.model import Network, Pool
+from dray.network.rules import Published
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

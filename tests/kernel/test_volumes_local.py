@@ -11,7 +11,7 @@ import pytest
 
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.store.metadata import Metadata
-from dray.volumes.local import ANONYMOUS, Volumes
+from dray.volumes.local import ANONYMOUS, Volumes, copy_up
 from support.layers import describe
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and mounts need root")
@@ -99,7 +99,7 @@ def test_copy_up(volumes: Volumes, tmp_path: Path) -> None:
     os.mknod(image / "dev", 0o20600, os.makedev(1, 3))
     os.setxattr(image / "hard", "user.x", b"y")
     volume = volumes.create("data")
-    assert volumes.copy_up("data", image)
+    assert copy_up(volume.mountpoint, image)
     target = Path(volume.mountpoint)
     assert describe(target) == describe(image)
     status = target.stat()
@@ -107,7 +107,7 @@ def test_copy_up(volumes: Volumes, tmp_path: Path) -> None:
     assert (target / "hard").stat().st_ino == (target / "sub/file").stat().st_ino
     assert os.getxattr(target / "hard", "user.x") == b"y"
     (target / "link").unlink()
-    assert not volumes.copy_up("data", image), "it has files now"
+    assert not copy_up(volume.mountpoint, image), "it has files now"
     assert not (target / "link").is_symlink()
 
 
@@ -120,7 +120,7 @@ def test_copy_up_from_a_descriptor_of_a_sparse_file(volumes: Volumes, tmp_path: 
     volume = volumes.create("data")
     fd = os.open(image, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        volumes.copy_up("data", fd)
+        copy_up(volume.mountpoint, fd)
     finally:
         os.close(fd)
     copy = os.stat(f"{volume.mountpoint}/sparse")
@@ -155,14 +155,76 @@ def test_tmpfs_volume_is_mounted_once_and_released(volumes: Volumes) -> None:
 
 def test_bind_volume(volumes: Volumes, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
-    volumes.create("bind", options={"type": "none", "device": str(tmp_path / "dir"), "o": "bind,ro"})
+    (tmp_path / "dir/file").write_text("1")
+    volume = volumes.create("bind", options={"type": "none", "device": str(tmp_path / "dir"), "o": "bind,ro"})
     mount = volumes.mounts_for("bind")
-    assert (mount.source, mount.options) == (str(tmp_path / "dir"), ("rbind", "ro"))
+    assert (mount.source, mount.options) == (volume.mountpoint, ("rbind", "ro"))
+    assert os.listdir(volume.mountpoint) == ["file"]
+    with pytest.raises(OSError, match="Read-only"):
+        Path(volume.mountpoint, "new").write_text("")
+    volumes.release("bind")
+    assert os.listdir(volume.mountpoint) == []
+    volumes.mounts_for("bind")
     volumes.create("gone", options={"type": "none", "device": str(tmp_path / "nosuch"), "o": "bind"})
     with pytest.raises(InvalidParameter, match=r"failed to mount local volume: mount .*nosuch:.* no such file"):
         volumes.mounts_for("gone")
     volumes.remove("bind")
-    assert (tmp_path / "dir").is_dir()
+    assert (tmp_path / "dir/file").read_text() == "1", "removing the volume leaves what it showed"
+
+
+def test_other_options_for_a_volume_that_exists_are_refused(volumes: Volumes) -> None:
+    options = {"type": "tmpfs", "device": "tmpfs"}
+    volume = volumes.create("tmp", options=options)
+    assert volumes.create("tmp", options=options) == volumes.create("tmp") == volume
+    with pytest.raises(Conflict, match=r"already exists with other options \(device=tmpfs, type=tmpfs\)"):
+        volumes.create("tmp", options={**options, "o": "size=1m"})
+
+
+def test_a_file_server_that_is_not_there(volumes: Volumes) -> None:
+    volumes.create("nfs", options={"type": "nfs", "device": ":/x", "o": "addr=127.0.0.1,soft,timeo=1,retrans=1"})
+    words = r"failed to mount local volume: mount :/x:/.*/nfs/_data, data: addr=127\.0\.0\.1,.*: (no such device|connection refused)"
+    with pytest.raises(InvalidParameter, match=words):
+        volumes.mounts_for("nfs")
+    volumes.create("name", options={"type": "nfs", "device": ":/x", "o": "addr=no-such-host.invalid"})
+    with pytest.raises(InvalidParameter, match="error resolving passed in network volume address"):
+        volumes.mounts_for("name")
+
+
+def test_a_volume_that_cannot_be_written_down_leaves_nothing(
+    volumes: Volumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Metadata, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        volumes.create("data")
+    monkeypatch.undo()
+    assert not volumes.exists("data")
+    assert not (tmp_path / "volumes/data").exists()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_size_is_kept_to_by_a_project_quota(kind: str, tmp_path: Path) -> None:
+    image, place = tmp_path / "image", tmp_path / "place"
+    place.mkdir()
+    subprocess.run(["truncate", "-s", "320M", image], check=True)
+    words = ["-O", "project,quota", "-E", "quotatype=prjquota"] if kind == "ext4" else []
+    subprocess.run([f"mkfs.{kind}", "-q", *words, image], check=True)
+    if subprocess.run(["mount", "-o", "loop,prjquota", image, place], capture_output=True, check=False).returncode:
+        pytest.skip(f"this kernel has no quotas on {kind}")
+    records = Metadata(tmp_path / "records.db")
+    try:
+        volumes = Volumes(place / "volumes", records)
+        small = volumes.create("small", options={"size": "1m"})
+        plain = volumes.create("plain")
+        with pytest.raises(OSError, match=r"space|quota"):
+            Path(small.mountpoint, "file").write_bytes(bytes(2 << 20))
+        Path(plain.mountpoint, "file").write_bytes(bytes(2 << 20))
+        volumes.remove("small")
+    finally:
+        records.close()
+        subprocess.run(["umount", place], check=True)
 
 
 def test_a_mount_that_fails(volumes: Volumes) -> None:
@@ -211,3 +273,17 @@ def test_another_user_cannot_list_volumes(volumes: Volumes, tmp_path: Path) -> N
         ["ls", tmp_path / "volumes"], user=65534, group=65534, capture_output=True, check=False
     )
     assert result.returncode != 0
+
+
+def test_a_rename_that_was_cut_short_is_finished(
+    reopen: Callable[[], Volumes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = reopen()
+    Path(volumes.create("old").mountpoint, "file").write_text("1")
+    with monkeypatch.context() as killed:
+        killed.setattr(Volumes, "_move", lambda self, volume: volume)
+        volumes.rename("old", "new", [])
+    volumes = reopen()
+    assert [volume.name for volume in volumes.list()] == ["new"]
+    assert os.listdir(volumes.inspect("new").mountpoint) == ["file"]
+    assert volumes.inspect("new").before == ""

@@ -78,6 +78,19 @@ def test_volumes_from_brings_binds_and_volumes_and_can_make_them_read_only():
     assert [(point.destination, point.rw) for point in points] == [("/b", False), ("/v", False)]
 
 
+def _part(source: str, subpath: str) -> api.Mount:
+    return api.Mount(type="volume", source=source, target="/b", volume_options=api.VolumeOptions(subpath=subpath))
+
+
+def test_subpaths_and_images():
+    image = api.Mount(
+        type="image", source="busybox", target="/i", image_options=api.ImageMountOptions(subpath="./etc//x")
+    )
+    points = resolve(api.HostConfig(mounts=[_part("v", "a/./b"), image]))
+    found = [(point.type, point.source, point.name, point.subpath, point.rw) for point in points]
+    assert found == [("volume", "", "v", "a/b", True), ("image", "busybox", "", "etc/x", False)]
+
+
 @pytest.mark.parametrize(
     ("mount", "words"),
     [
@@ -86,6 +99,10 @@ def test_volumes_from_brings_binds_and_volumes_and_can_make_them_read_only():
         (api.Mount(type="bind", source="a", target="/b"), "mount path must be absolute"),
         (api.Mount(type="tmpfs", source="a", target="/b"), "field Source must not be specified"),
         (api.Mount(type="weird", target="/b"), "mount type unknown"),
+        (api.Mount(type="image", target="/b"), "field Source must not be empty"),
+        (_part("v", "/etc"), "subpath must be a relative path within the volume"),
+        (_part("v", "a/../../etc"), "subpath must be a relative path within the volume"),
+        (_part("", "a"), "must not set Subpath when using anonymous volumes"),
         (
             api.Mount(type="bind", source="/a", target="/b", volume_options=api.VolumeOptions()),
             "VolumeOptions must not be specified",
@@ -100,12 +117,8 @@ def test_mounts_are_checked(mount, words):
 @pytest.mark.parametrize(
     ("mount", "words"),
     [
-        (
-            api.Mount(type="volume", source="v", target="/b", volume_options=api.VolumeOptions(subpath="x")),
-            "volume-subpath",
-        ),
-        (api.Mount(type="image", source="busybox", target="/b"), 'mount type "image"'),
         (api.Mount(type="npipe", source="x", target="/b"), "npipe"),
+        (api.Mount(type="cluster", source="x", target="/b"), "cluster"),
     ],
 )
 def test_what_is_not_built_in_is_refused_by_name(mount, words):

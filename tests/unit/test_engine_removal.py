@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -17,6 +17,7 @@ from dray.engine.model import Container, ContainerRecord
 @pytest.fixture
 def engine(tmp_path) -> Mock:
     engine = Mock()
+    engine.launcher.remove_anonymous_volumes = AsyncMock()
     engine.launcher.layout.container_trash.return_value = str(tmp_path / "trash")
     return engine
 

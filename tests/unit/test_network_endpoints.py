@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import msgspec
 import pytest
 
-from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound, Unsupported
+from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
 from dray.network import endpoints
 from dray.network.bridge import endpoint_mac
 from dray.network.ipam import Ipam
@@ -64,7 +64,7 @@ def test_the_modes_network_comes_first(mode: str, joined: list[str], expected: l
         ("one", EndpointAsk(network="one", ipv4="nonsense"), InvalidParameter, "nonsense is not an IP address"),
         ("one", EndpointAsk(network="one", ipv6="10.1.0.9"), InvalidParameter, "invalid IPv6 address"),
         ("one", EndpointAsk(network="one", mac="02:42"), InvalidParameter, "invalid MAC address: 02:42"),
-        ("one", EndpointAsk(network="one", link_local=["169.254.1.1"]), Unsupported, "--link-local-ip"),
+        ("one", EndpointAsk(network="one", link_local=["10.1.0.7"]), InvalidParameter, "link-local IP"),
         ("one", EndpointAsk(network="one", driver_opts={"a.b": "c"}), InvalidParameter, "a\\.b"),
         ("settings", EndpointAsk(network="settings"), InvalidParameter, "configuration-only"),
         ("nosuch", EndpointAsk(network="one"), NotFound, "network nosuch not found"),

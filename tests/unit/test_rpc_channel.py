@@ -1,4 +1,5 @@
 import os
+import resource
 import socket
 
 import pytest
@@ -49,9 +50,39 @@ def test_descriptors_that_nobody_takes_are_closed(channels):
     os.close(reader)
 
 
-def test_too_many_descriptors_are_refused(channels):
-    with pytest.raises(InvalidParameter, match="at most"):
-        channels[0].send({}, [0] * (rpc.MAX_DESCRIPTORS + 1))
+@pytest.mark.parametrize("size", [0, 3 << 20])
+def test_more_descriptors_than_fit_beside_a_message(channels, size):
+    ours, theirs = channels
+    reader, writer = os.pipe()
+    before = open_fds()
+    ours.send({"text": "x" * size}, [reader, *[writer] * 600, reader])
+    message = theirs.receive()
+    assert message.json() == {"text": "x" * size}
+    copies = message.take(602)
+    assert [os.fstat(fd).st_ino for fd in (copies[0], copies[601])] == [os.fstat(reader).st_ino] * 2
+    os.write(copies[600], b"through")
+    assert os.read(copies[0], 10) == b"through"
+    message.close()
+    for fd in copies:
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+    assert open_fds() == before
+    os.close(reader)
+    os.close(writer)
+
+
+def test_more_descriptors_than_a_process_may_have(channels):
+    ours, theirs = channels
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours.send({}, [0] * 600)
+    before = open_fds()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 300, hard))
+    try:
+        with pytest.raises(Internal, match="RLIMIT_NOFILE"):
+            theirs.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert open_fds() == before
 
 
 def test_the_end_of_the_other_side_is_none(channels):

@@ -29,6 +29,7 @@ class Point:
     rw: bool = True
     propagation: str = ""
     options: list[str] = field(default_factory=list)
+    idmap: str = ""
 
 
 def build(*, config=None, facts=None, **host):
@@ -367,3 +368,10 @@ def test_thermal_throttle_paths(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     found = machines.thermal_throttle_paths(str(tmp_path))
     assert found == (f"{tmp_path}/cpu0/thermal_throttle", f"{tmp_path}/cpu10/thermal_throttle")
+
+
+def test_owners_of_a_bind_are_mapped_from_the_disk_to_what_is_seen():
+    shown = mount(build(facts={"mounts": [Point("bind", "/m", "/src", idmap="0:1000:1,g1:70:5")]}), "/m")
+    first = {"containerID": 1000, "hostID": 0, "size": 1}
+    assert shown["uidMappings"] == [first]
+    assert shown["gidMappings"] == [first, {"containerID": 70, "hostID": 1, "size": 5}]

@@ -107,9 +107,12 @@ VERBS = (
     Verb("system prune", "prune", "Remove all unused data"),
     Verb("version", "version", "Show the versions of client and daemon", "version"),
     Verb("volume create", "volume", "Create a volume"),
+    Verb("volume export", "volume", "Write a volume's files as a tar archive"),
+    Verb("volume import", "volume", "Make a volume of a tar archive"),
     Verb("volume inspect", "inspect", "Show all details of one or more volumes"),
     Verb("volume ls", "volume", "List volumes", "", ("list",)),
     Verb("volume prune", "prune", "Remove unused local volumes"),
+    Verb("volume rename", "volume", "Give a volume another name"),
     Verb("volume rm", "volume", "Remove one or more volumes", "", ("remove",)),
 )
 

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from dray.client.http1 import Response
+    from dray.client.transport import Readable
+
 
 class Volumes:
     """`/volumes`."""
@@ -35,6 +38,21 @@ class Volumes:
     def remove(self, name: str, *, force: bool = False) -> None:
         """Remove a volume; with `force` one that does not exist is no error."""
         self._t.request("DELETE", f"/volumes/{path_name(name)}", {"force": force}).read()
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a volume another name (an addition of dray's)."""
+        self._t.request("POST", f"/volumes/{path_name(name)}/rename", {"name": new}).read()
+
+    def export(self, name: str) -> Response:
+        """Return a volume's files as a tar stream (an addition of dray's)."""
+        return self._t.request("GET", f"/volumes/{path_name(name)}/export")
+
+    def import_(self, name: str, body: Readable) -> dict[str, Any]:
+        """Unpack a tar into a new or empty volume (an addition of dray's)."""
+        headers = {"Content-Type": "application/x-tar"}
+        path = f"/volumes/{path_name(name)}/import"
+        answer: dict[str, Any] = self._t.request("PUT", path, body=body, headers=headers).json()
+        return answer
 
     def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Remove unused volumes; returns `{VolumesDeleted, SpaceReclaimed}`."""

@@ -185,6 +185,11 @@ def _from_flag(option: Option, value: Any) -> Any:
         return {name: {"path": path} for name, path in (_pair(option.key, text) for text in value)}
     if option.key == "default-ulimits":
         return {name: _ulimit(name, limits) for name, limits in (_pair(option.key, text) for text in value)}
+    if option.key == "default-network-opts":
+        found: dict[str, dict[str, str]] = {}
+        for driver, text in (_pair(option.key, text) for text in value):
+            found.setdefault(driver, {}).update([_pair(option.key, text)])
+        return found
     assert option.key == "default-address-pools"
     return [_pool(text) for text in value]
 
@@ -205,6 +210,20 @@ def _pool(text: str) -> dict[str, Any]:
         raise InvalidParameter(f"invalid default address pool {text!r}: use base=CIDR,size=N") from None
 
 
+def accept_mark(text: str) -> tuple[int, int] | None:
+    """Read `bridge-accept-fwmark`, `mark` or `mark/mask`, as (value, mask); None for nothing."""
+    if not text:
+        return None
+    mark, slash, mask = text.partition("/")
+    try:
+        found = int(mark, 0), int(mask, 0) if slash else 0xFFFFFFFF
+    except ValueError:
+        found = (-1, -1)
+    if not all(0 <= number <= 0xFFFFFFFF for number in found):
+        raise InvalidParameter(f"invalid firewall mark {text!r} in bridge-accept-fwmark: use mark or mark/mask")
+    return found
+
+
 def _check(config: DaemonConfig) -> None:
     """Refuse values that make no sense, by name."""
     if config["log-level"] not in LEVELS:
@@ -214,6 +233,14 @@ def _check(config: DaemonConfig) -> None:
     if config["storage-driver"] not in ("", "overlay2", "vfs"):
         raise InvalidParameter(
             f"storage driver {config['storage-driver']!r} is not supported: use overlay2 or vfs"
+        )
+    accept_mark(config["bridge-accept-fwmark"])
+    for driver, opts in config["default-network-opts"].items():
+        if not isinstance(opts, dict) or not all(isinstance(value, str) for value in opts.values()):
+            raise InvalidParameter(f"default-network-opts: {driver} must hold an object of option names and texts")
+    if config["respect-host-firewall"] and not config["iptables"]:
+        raise InvalidParameter(
+            "respect-host-firewall needs no iptables=false: ports are then forwarded in user space"
         )
     if config["firewall-backend"] != "nftables":
         raise InvalidParameter("firewall-backend must be nftables: dray writes no iptables rules")

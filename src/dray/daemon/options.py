@@ -44,6 +44,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("log-format", "str", "log-format", "", "text", "text or json"),
     Option("raw-logs", "bool", "raw-logs", "", False, "No colours in the daemon's log (it never has any)"),
     Option("labels", "list", "label", "", [], "Labels of the daemon, shown by info"),
+    Option(
+        "authorization-plugins", "list", "authorization-plugin", "", [], "Ask these plugins about every request"
+    ),
     Option("live-restore", "bool", "live-restore", "", True, "Leave containers running when the daemon stops"),
     Option(
         "shutdown-timeout", "int", "shutdown-timeout", "", 15, "Seconds for containers to stop (live-restore off)"
@@ -115,6 +118,38 @@ OPTIONS: tuple[Option, ...] = (
     Option("ipv6", "bool", "ipv6", "", False, "IPv6 on the default bridge"),
     Option("userland-proxy", "bool", "userland-proxy", "", True, "Forward IPv6 ports to IPv4-only containers"),
     Option("firewall-backend", "str", "firewall-backend", "", "nftables", "nftables is the only one"),
+    Option(
+        "allow-direct-routing",
+        "bool",
+        "allow-direct-routing",
+        "",
+        False,
+        "Let published ports be reached by the containers' own addresses from outside",
+    ),
+    Option(
+        "bridge-accept-fwmark",
+        "str",
+        "bridge-accept-fwmark",
+        "",
+        "",
+        "Let marked packets into bridges: mark[/mask]",
+    ),
+    Option(
+        "default-network-opts",
+        "json",
+        "default-network-opt",
+        "",
+        {},
+        "Driver option of new networks: driver=option=value",
+    ),
+    Option(
+        "respect-host-firewall",
+        "bool",
+        "respect-host-firewall",
+        "",
+        False,
+        "The host's own INPUT rules hold for published ports",
+    ),
     Option("dns", "list", "dns", "", [], "Name servers of containers"),
     Option("dns-opts", "list", "dns-opt", "", [], "resolv.conf options of containers"),
     Option("dns-search", "list", "dns-search", "", [], "Search domains of containers"),
@@ -128,11 +163,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "ip-forward-no-drop", "bool", "ip-forward-no-drop", refused="the host's FORWARD policy is never changed"
     ),
-    Option("allow-direct-routing", "bool", "allow-direct-routing", refused="not built in yet"),
-    Option("bridge-accept-fwmark", "str", "bridge-accept-fwmark", refused="not built in yet"),
     Option("network-control-plane-mtu", "int", "network-control-plane-mtu", refused=NO_SWARM),
     Option("network-diagnostic-port", "int", "network-diagnostic-port", refused=NO_SWARM),
-    Option("default-network-opts", "json", "default-network-opt", refused="not built in yet"),
     Option("swarm-default-advertise-addr", "str", "swarm-default-advertise-addr", refused=NO_SWARM),
     Option("swarm-raft-heartbeat-tick", "int", refused=NO_SWARM),
     Option("swarm-raft-election-tick", "int", refused=NO_SWARM),
@@ -143,7 +175,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("cri-containerd", "bool", "cri-containerd", refused=NO_CONTAINERD),
     Option("containerd-namespace", "str", "containerd-namespace", refused=NO_CONTAINERD),
     Option("containerd-plugin-namespace", "str", "containerd-plugins-namespace", refused=NO_CONTAINERD),
-    Option("authorization-plugins", "list", "authorization-plugin", refused="there are no plugins yet"),
     Option("cdi-spec-dirs", "list", "cdi-spec-dir", refused="there are no CDI devices yet"),
     Option("nri-opts", "json", "nri-opts", refused="there is no NRI"),
     Option("metrics-addr", "str", "metrics-addr", refused="there are no metrics yet"),

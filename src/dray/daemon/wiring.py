@@ -15,13 +15,14 @@ import os
 import shutil
 import signal
 import ssl
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dray.base.errors import InvalidParameter
 from dray.base.files import remove_tree, write_atomic
-from dray.daemon.config import DaemonConfig
+from dray.daemon.config import DaemonConfig, accept_mark
 from dray.daemon.registries import registry_settings, shown_by_info
 from dray.engine import apparmor, security
 from dray.engine.archives import Archives
@@ -39,6 +40,7 @@ from dray.engine.launch import Launcher
 from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import ContainerRecord
+from dray.engine.mountsources import MountSources, owner_of_key
 from dray.engine.networks import NetworkVerbs
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
@@ -48,13 +50,16 @@ from dray.engine.supervision import Supervisor
 from dray.engine.system import Settings, System
 from dray.engine.transfers import Transfers
 from dray.engine.volumes import VolumeVerbs
+from dray.engine.volumetransfer import VolumeTransfer
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
 from dray.network.controller import Controller
 from dray.network.dns.service import Service
 from dray.network.model import NetworkConfig
+from dray.plugins.registry import Plugins
 from dray.registry.remote import RemoteRegistries
 from dray.runtime import tinyinit
+from dray.server.authorization import AuthorizationPlugins
 from dray.server.backends import Backends
 from dray.server.listeners import Listener, Servers, refuse_taken
 from dray.server.tls import server_context
@@ -66,6 +71,7 @@ from dray.store.metadata import Metadata
 from dray.store.overlay import Overlay
 from dray.store.vfs import Vfs
 from dray.volumes.local import Volumes
+from dray.volumes.table import VolumeTable
 
 log = logging.getLogger("dray.daemon")
 
@@ -74,6 +80,7 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
     """Return the networking half of the configuration."""
     return NetworkConfig(
         bridge=config["bridge"] or "dray0",
+        table=f"dray-{zlib.crc32(config['data-root'].encode()):08x}" if config["bridge"] == "none" else "",
         bip=config["bip"],
         bip6=config["bip6"],
         fixed_cidr=config["fixed-cidr"],
@@ -89,6 +96,10 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
         iptables=config["iptables"],
         ip6tables=config["ip6tables"],
         userland_proxy=config["userland-proxy"],
+        default_network_opts=config["default-network-opts"],
+        allow_direct_routing=config["allow-direct-routing"],
+        accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
+        respect_host_firewall=config["respect-host-firewall"],
         address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
     )
 
@@ -148,6 +159,9 @@ class House:
         self.events = Events()
         self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
         self.volumes = Volumes(f"{root}/volumes", self.metadata)
+        self.plugins = Plugins()
+        self.volume_table = VolumeTable(self.volumes, self.plugins, self.metadata)
+        self.sources = MountSources(self.volume_table, self.snapshots)
         self.controller = Controller(self.metadata, network_config(config), zygote)
         self.registry = Registry(self.metadata)
         self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
@@ -165,7 +179,8 @@ class House:
             self.tasks,
             self.controller,
             self.snapshots,
-            self.volumes,
+            self.sources,
+            self.volume_table,
             self.layout,
             settings,
             FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
@@ -188,7 +203,7 @@ class House:
         self.zygote = zygote
         commits = Commits(self.images, self.registry, self.lifecycle, self.snapshots, self.events)
         self.image_verbs = ImageVerbs(self.images, self.registry, self.events, commits)
-        self.volume_verbs = VolumeVerbs(self.volumes, self.registry, self.events)
+        self.volume_verbs = VolumeVerbs(self.volume_table, self.registry, self.events)
         self.backends = self._backends(settings)
 
     def _backends(self, settings: Defaults) -> Backends:
@@ -196,7 +211,7 @@ class House:
             self.registry,
             self.image_verbs,
             self.snapshots,
-            self.volumes,
+            self.volume_table,
             self.controller,
             self.events,
             self.layout,
@@ -212,6 +227,7 @@ class House:
                 containers,
                 self.image_verbs,
                 self.volume_verbs,
+                self.plugins,
                 self._settings(settings),
                 self.registries,
                 limits=self.limits,
@@ -220,7 +236,7 @@ class House:
             containers=containers,
             lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
-            archives=Archives(self.registry, self.snapshots, self.volumes, self.events, self.layout),
+            archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
             transfer=Transfers(
@@ -232,8 +248,14 @@ class House:
             ),
             networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
+            volume_transfer=VolumeTransfer(self.volume_table, self.registry, self.events),
             events=self.events,
+            authorization=self._authorization(),
         )
+
+    def _authorization(self) -> AuthorizationPlugins | None:
+        names = self.config["authorization-plugins"]
+        return AuthorizationPlugins(names, self.plugins) if names else None
 
     def _settings(self, settings: Defaults) -> Settings:
         config = self.config
@@ -250,6 +272,7 @@ class House:
             live_restore=config["live-restore"],
             min_api_version=config["min-api-version"],
             security_options=_security_options(config),
+            authorization=config["authorization-plugins"],
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
             **shown_by_info(self.registries.settings),
         )
@@ -274,12 +297,22 @@ class House:
         }
         await self.controller.start(live)
         await self.peers.adopt()
+        self._adopt_volumes()
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
         self._sweep()
-        used = {point.name for one in self.registry if one.state.running for point in one.record.mounts}
-        self.volumes.release_unused(used)
         self.lifecycle.later(asyncio.to_thread(self.images.repair))
+
+    def _adopt_volumes(self) -> None:
+        """Take over the volumes of containers that ran; what no container has is unmounted."""
+        running: dict[str, dict[str, str]] = {}
+        for one in self.registry:
+            if one.state.running:
+                for point in one.record.mounts:
+                    if point.mount_id:
+                        running.setdefault(point.name, {})[point.mount_id] = one.id
+        self.volume_table.adopt(running)
+        self.volumes.release_unused(running)
 
     async def _warm(self) -> None:
         """Have the default seccomp profile compiled before the first container wants it."""
@@ -291,7 +324,7 @@ class House:
         """Remove what creations and removals that a killed daemon left half-done have on disk."""
         known = {container.id for container in self.registry}
         for info in self.snapshots.list():
-            if info.kind == "active" and info.key not in known:
+            if info.kind != "committed" and owner_of_key(info.key) not in known:
                 self.snapshots.remove(info.key)
         for name in os.listdir(self.layout.containers):
             if name not in known:

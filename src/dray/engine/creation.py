@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,19 +19,21 @@ import msgspec
 from dray.api import models as api
 from dray.api.requests import CreateOptions
 from dray.base import digest
-from dray.base.errors import InvalidParameter, NotFound
+from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.files import remove_tree
 from dray.engine import clock, initfiles, merge, mounts, names, rootfs, validate
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
+from dray.engine.mountsources import view_key
 from dray.engine.registry import Registry
 from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
 from dray.store.snapshots import Snapshots
-from dray.volumes.local import ANONYMOUS, Volumes
+from dray.volumes.local import ANONYMOUS, copy_up
+from dray.volumes.table import VolumeTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ class Creator:
         registry: Registry,
         images: ImageVerbs,
         snapshots: Snapshots,
-        volumes: Volumes,
+        volumes: VolumeTable,
         networks: Controller,
         events: Events,
         layout: Layout,
@@ -103,8 +105,9 @@ class Creator:
         container_id = digest.new_id()
         merged.hostname = merged.hostname or self._hostname(host, container_id)
         points = mounts.resolve(merged, host, mounts_of=lambda ref: self._registry.find(ref).record.mounts)
+        await self._find_images(points)
         self._check_references(host)
-        with ExitStack() as undo:
+        async with AsyncExitStack() as undo:
             name = options.name or names.random_name(self._registry.is_taken)
             self._registry.reserve(name, container_id)
             undo.callback(self._registry.release, name.removeprefix("/"))
@@ -132,16 +135,27 @@ class Creator:
             self._snapshots.prepare(container_id, image.chain_id)
             undo.callback(self._snapshots.remove, container_id)
             initfiles.mark(self._snapshots.upper(container_id))
-            await self._prepare_volumes(record, undo)
+            await self._prepare_mounts(record, undo)
             record.state.status, record.remove_volumes = "created", False
             container = Container(record)
             undo.callback(self._registry.remove, container)
             self._registry.add(container)
             await self._registry.sync()
             undo.pop_all()
+        for point in points:  # from here on the record tells who uses them
+            if point.type == "volume":
+                self._volumes.let_go(point.name, container_id)
         return container, warnings
 
-    def _announce(self, record: ContainerRecord, undo: ExitStack) -> None:
+    async def _find_images(self, points: list[MountPoint]) -> None:
+        """Find the images that are to be mounted, and have their layers unpacked."""
+        for point in points:
+            if point.type == "image":
+                image = self._images.find(point.source)
+                await self._images.ready(image)
+                point.image_id, point.chain_id = image.id, image.chain_id or ""
+
+    def _announce(self, record: ContainerRecord, undo: AsyncExitStack) -> None:
         """Write a creation that makes anonymous volumes down as a removal, which it is until it succeeds: a daemon
         killed in between finishes it, volumes included."""
         fresh = [point for point in record.mounts if point.type == "volume" and not point.name]
@@ -202,42 +216,73 @@ class Creator:
             if mode.startswith("container:"):
                 self._registry.find(mode.removeprefix("container:"))
 
-    async def _prepare_volumes(self, record: ContainerRecord, undo: ExitStack) -> None:
+    async def _prepare_mounts(self, record: ContainerRecord, undo: AsyncExitStack) -> None:
         """Create the volumes a container asks for, filled from the image where it has content there."""
-        for point in record.mounts:
+        for index, point in enumerate(record.mounts):
             if point.type == "volume":
-                self._prepare_volume(record, point, undo)
+                await self._prepare_volume(record, point, undo)
+            elif point.type == "image":
+                self._snapshots.prepare(view_key(record.id, index), point.chain_id or None, read_only=True)
+                undo.callback(self._snapshots.remove, view_key(record.id, index))
             elif point.type == "bind" and not point.create_source and not os.path.lexists(point.source):
                 raise InvalidParameter(
                     f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
                 )
-        fresh = [point for point in record.mounts if point.type == "volume" and point.copy]
+        fresh = [point for point in record.mounts if point.type == "volume" and point.copy and not point.subpath]
         if fresh:
-            await asyncio.to_thread(self._fill, record, fresh)
+            await self._fill(record, fresh)
 
-    def _prepare_volume(self, record: ContainerRecord, point: MountPoint, undo: ExitStack) -> None:
+    async def _prepare_volume(self, record: ContainerRecord, point: MountPoint, undo: AsyncExitStack) -> None:
         options = next((mount.volume_options for mount in record.host_config.mounts
                         if mount.target == point.destination), None)  # fmt: skip
         labels = dict(options.labels) if options else {}
         driver_options = dict(options.driver_config.options) if options and options.driver_config else {}
-        existed = self._volumes.exists(point.name)
         if point.anonymous:
             labels[ANONYMOUS] = ""
-        volume = self._volumes.create(point.name, driver=point.driver, options=driver_options, labels=labels)
-        if not existed:
-            undo.callback(self._volumes.remove, volume.name, force=True)
+        volume, made = await self._volumes.create(
+            point.name, driver=point.driver, options=driver_options, labels=labels, holder=record.id
+        )
+        undo.callback(self._volumes.let_go, volume.name, record.id)
+        if made:
+            undo.push_async_callback(self._take_back, volume.name, record.id)
             self._events.publish("volume", "create", volume.name, {"driver": volume.driver})
         point.name, point.source, point.driver = volume.name, volume.mountpoint, volume.driver
 
-    def _fill(self, record: ContainerRecord, points: list[MountPoint]) -> None:
-        """Copy what the image has at a new volume's place into it (blocking)."""
+    async def _take_back(self, name: str, holder: str) -> None:
+        """Remove a volume that was made for a container whose creation failed."""
+        self._volumes.let_go(name, holder)
+        with contextlib.suppress(Conflict):  # another container has found it meanwhile
+            await self._volumes.remove(name, force=True)
+
+    async def _fill(self, record: ContainerRecord, points: list[MountPoint]) -> None:
+        """Copy what the image has at a new volume's place into it; only volumes whose place the image has are
+        mounted for that."""
+        wanted = await asyncio.to_thread(self._filled_places, record, points)
+        async with AsyncExitStack() as undo:
+            sources = []
+            for point in wanted:
+                mounted = self._volumes.mounted(point.name, user=record.id)
+                sources.append(await undo.enter_async_context(mounted))
+            if wanted:
+                await asyncio.to_thread(self._copy_up, record, wanted, sources)
+
+    def _filled_places(self, record: ContainerRecord, points: list[MountPoint]) -> list[MountPoint]:
+        found = []
         with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
             for point in points:
+                with contextlib.suppress(OSError):  # the image has nothing there
+                    os.close(rootfs.open_in(root, point.destination, os.O_RDONLY | os.O_DIRECTORY))
+                    found.append(point)
+        return found
+
+    def _copy_up(self, record: ContainerRecord, points: list[MountPoint], sources: list[str]) -> None:
+        with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
+            for point, volume in zip(points, sources, strict=True):
                 try:
                     source = rootfs.open_in(root, point.destination, os.O_RDONLY | os.O_DIRECTORY)
                 except OSError:
                     continue  # the image has nothing there
                 try:
-                    self._volumes.copy_up(point.name, source)
+                    copy_up(volume, source)
                 finally:
                     os.close(source)

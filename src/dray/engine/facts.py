@@ -13,7 +13,7 @@ from dray.base.errors import Conflict
 from dray.engine import rootfs, shm
 from dray.engine.creation import Defaults
 from dray.engine.layout import Layout
-from dray.engine.model import ContainerRecord
+from dray.engine.model import ContainerRecord, MountPoint
 from dray.engine.registry import Registry
 from dray.engine.spec import Facts, Machine, User, machine, resolve_user
 from dray.engine.spec.resources import block_device_paths
@@ -51,8 +51,12 @@ class FactFinder:
         attachment: Attachment,
         *,
         linked_env: Sequence[str] = (),
+        mounts: Sequence[MountPoint] | None = None,
     ) -> Facts:
-        """Return the facts of a container that is about to start."""
+        """Return the facts of a container that is about to start.
+
+        mounts: its mounts with the sources that they have on the host now (default: the record's)
+        """
         host, defaults = record.host_config, self._defaults
         files = self._layout.container(self._files_of(record))
         builtin = host.runtime == "dray"
@@ -63,7 +67,7 @@ class FactFinder:
             hosts=f"{files}/hosts",
             hostname=f"{files}/hostname",
             resolv_conf=f"{files}/resolv.conf",
-            mounts=record.mounts,
+            mounts=record.mounts if mounts is None else mounts,
             linked_env=linked_env,
             namespaces=self._namespaces(record),
             shm=self._shm(host.ipc_mode, record.id),

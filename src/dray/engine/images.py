@@ -24,6 +24,11 @@ from dray.oci.platform import Platform
 from dray.store.images import Image, Images, ImageUser, ManifestSummary
 
 
+def _images_of(record: ContainerRecord) -> set[str]:
+    """Return the images that a container keeps in use: its own, and those it has mounted."""
+    return {record.image_id, *(point.image_id for point in record.mounts if point.image_id)}
+
+
 def parse_platform(text: str) -> Platform | None:
     """Read a platform argument: the client's JSON, or `os[/arch[/variant]]`; empty is None."""
     if not text:
@@ -136,11 +141,11 @@ class ImageVerbs:
         return None
 
     def users(self, image_id: str) -> list[ImageUser]:
-        """Return the containers made of an image."""
+        """Return the containers made of an image, or with it mounted."""
         return [
             ImageUser(container.id, container.state.running)
             for container in self._registry
-            if container.record.image_id == image_id
+            if image_id in _images_of(container.record)
         ]
 
     # -- verbs ---------------------------------------------------------------------------------------------
@@ -156,7 +161,8 @@ class ImageVerbs:
         ]
         used: dict[str, int] = {}
         for container in self._registry:
-            used[container.record.image_id] = used.get(container.record.image_id, 0) + 1
+            for image_id in _images_of(container.record):
+                used[image_id] = used.get(image_id, 0) + 1
         shared = _shared_sizes(found, self._layer_size) if shared_size else {}
         return [
             api.ImageSummary(

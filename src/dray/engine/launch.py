@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
 
 from dray.api import models as api
-from dray.base.errors import Conflict, InvalidParameter
+from dray.base.errors import Conflict
 from dray.base.files import remove_tree
 from dray.engine import links, shm, spec
 from dray.engine.creation import Defaults
@@ -25,6 +26,7 @@ from dray.engine.facts import FactFinder
 from dray.engine.laps import Laps
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
+from dray.engine.mountsources import MountSources, unpin, view_key
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.sandbox import sandbox_ask
@@ -35,7 +37,7 @@ from dray.network.model import Attachment, Endpoint
 from dray.shim.model import LogSpec, MountSpec, TaskCreate
 from dray.shim.tasks import Task, Tasks
 from dray.store.snapshots import Snapshots
-from dray.volumes.local import Volumes
+from dray.volumes.table import VolumeTable
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class Launcher:
         tasks: Tasks,
         networks: Controller,
         snapshots: Snapshots,
-        volumes: Volumes,
+        sources: MountSources,
+        volumes: VolumeTable,
         layout: Layout,
         defaults: Defaults,
         facts: FactFinder,
@@ -63,6 +66,7 @@ class Launcher:
         self._tasks = tasks
         self._networks = networks
         self._snapshots = snapshots
+        self._sources = sources
         self._volumes = volumes
         self.layout = layout
         self._defaults = defaults
@@ -76,7 +80,8 @@ class Launcher:
         # In networks with names a link is a name that the resolver knows, and part of the endpoint.
         legacy = record.host_config.links if record.host_config.network_mode in _DEFAULT_NETWORK else None
         linked = links.resolve(record.name, legacy or [], self._registry.find)
-        self._prepare_mounts(record)
+        undo.push_async_callback(self._sources.release, record)
+        await self._sources.prepare(record)
         laps.lap("mounts")
         attachment = await self._networks.attach(record.id, sandbox_ask(record))
         laps.lap("network")
@@ -91,14 +96,14 @@ class Launcher:
             self._write_files(record, attachment, linked, resolving)
             laps.lap("files")
             run_dir = self.layout.task(record.id)
-            shm.unmount(run_dir)
-            remove_tree(run_dir)
+            _clear(run_dir)
             os.makedirs(f"{run_dir}/rootfs", 0o700)
-            undo.callback(remove_tree, run_dir)
+            undo.callback(_clear, run_dir)
             if record.host_config.ipc_mode == "shareable":
                 shm.mount(run_dir, record.host_config.shm_size)
                 undo.callback(shm.unmount, run_dir)
-            self._write_spec(run_dir, self._spec(record, attachment, linked))
+            mounts = self._sources.pinned(record, run_dir)
+            self._write_spec(run_dir, self._spec(record, attachment, linked, mounts))
             laps.lap("spec")
             request, descriptors = self._request(record, attachment, run_dir)
             if resolver is not None:
@@ -106,6 +111,8 @@ class Launcher:
             laps.lap("names")
             pending, container.pending = container.pending, []
             task = await self._tasks.create(request, descriptors=descriptors, attachments=pending)
+            if mounts is not record.mounts:
+                unpin(run_dir)  # the container has its own clones
         finally:
             attachment.close()
         laps.lap("task")
@@ -116,20 +123,6 @@ class Launcher:
             if point.type == "volume":
                 self._volume_event("mount", record, point)
         return task, attachment.endpoints
-
-    # -- mounts --------------------------------------------------------------------------------------------
-
-    def _prepare_mounts(self, record: ContainerRecord) -> None:
-        """Make the sources of mounts ready: directories that `-v` makes, volumes that need mounting."""
-        for point in record.mounts:
-            if point.type == "bind" and not os.path.lexists(point.source):
-                if not point.create_source:
-                    raise InvalidParameter(
-                        f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
-                    )
-                os.makedirs(point.source, mode=0o755, exist_ok=True)
-            elif point.type == "volume":
-                point.source = self._volumes.mounts_for(point.name).source
 
     # -- files ---------------------------------------------------------------------------------------------
 
@@ -171,9 +164,10 @@ class Launcher:
         record: ContainerRecord,
         attachment: Attachment,
         linked: list[links.Link],
+        mounts: Sequence[MountPoint],
     ) -> dict[str, Any]:
         variables = [line for link in linked for line in link.variables]
-        facts = self._facts.find(record, attachment, linked_env=variables)
+        facts = self._facts.find(record, attachment, linked_env=variables, mounts=mounts)
         return spec.build(record.config, record.host_config, facts)
 
     # -- task ----------------------------------------------------------------------------------------------
@@ -248,32 +242,31 @@ class Launcher:
         for point in record.mounts:
             if point.type == "volume":
                 self._volume_event("unmount", record, point)
-                self._release_volume(point.name)
-
-    def _release_volume(self, name: str) -> None:
-        """Unmount what a volume's options had mounted, once no running container has it."""
-        in_use = any(
-            point.name == name for one in self._registry if one.state.running for point in one.record.mounts
-        )
-        if not in_use and self._volumes.exists(name):
-            with contextlib.suppress(Conflict):
-                self._volumes.release(name)
 
     def forget(self, container: Container) -> None:
         """Move a container's directories out of the way; the trash is emptied later."""
         trash = self.layout.container_trash(container.id)
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.layout.container(container.id), trash)
-        remove_tree(self.layout.task(container.id))
+        _clear(self.layout.task(container.id))
+        for index, point in enumerate(container.record.mounts):
+            if point.type == "image" and self._snapshots.exists(view_key(container.id, index)):
+                self._snapshots.remove(view_key(container.id, index))
 
-    def remove_anonymous_volumes(self, container: Container) -> None:
+    def release_volumes(self, record: ContainerRecord) -> Coroutine[Any, Any, None]:
+        """Give the volumes of a run back: unmounted when nobody else has them. The rest is for the background: a
+        plugin may take its time, and the next run need not wait for volumes that are this one's."""
+        return self._sources.give_back(self._sources.taken(record))
+
+    async def remove_anonymous_volumes(self, container: Container) -> None:
         """Remove the volumes that were made for this container alone."""
         for point in container.record.mounts:
             if point.type == "volume" and self._volumes.is_anonymous(point.name):
                 others = (one for one in self._registry if one is not container)
                 if any(point.name == other.name for one in others for other in one.record.mounts):
                     continue
-                self._volumes.remove(point.name, force=True)
+                with contextlib.suppress(Conflict):  # somebody took it over meanwhile
+                    await self._volumes.remove(point.name, force=True)
 
     def _network_event(self, action: str, record: ContainerRecord, endpoint: Endpoint) -> None:
         told = {"container": record.id, "name": endpoint.network_name, "type": endpoint.driver}
@@ -288,6 +281,13 @@ class Launcher:
                 "read/write": "true" if point.rw else "false",
             }
         self._events.publish("volume", action, point.name, told)
+
+
+def _clear(run_dir: str) -> None:
+    """Remove a task directory, once nothing is mounted in it any more."""
+    unpin(run_dir)
+    shm.unmount(run_dir)
+    remove_tree(run_dir)
 
 
 def _remember_networks(record: ContainerRecord, endpoints: list[Endpoint]) -> None:

@@ -174,6 +174,7 @@ class Lifecycle:
                 await self._networks.detach(container.id, endpoints)
             with _logged(container, "its volumes could not be given back"):
                 self._launcher.stopped(container, endpoints)
+                self.later(self._launcher.release_volumes(record))
             with _logged(container, "its peers could not be told"):
                 self._peers.gone(container.id, endpoints)
             if task is not None:
@@ -431,7 +432,7 @@ class Lifecycle:
             self._snapshots.remove(container.id)
         self._launcher.forget(container)
         if container.record.remove_volumes:
-            self._launcher.remove_anonymous_volumes(container)
+            await self._launcher.remove_anonymous_volumes(container)
         self._registry.remove(container)  # last: until then a daemon that is killed finishes it when it starts
         self._removed(container.record)
         self.later(asyncio.to_thread(remove_tree, self._launcher.layout.container_trash(container.id)))

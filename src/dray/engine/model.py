@@ -64,7 +64,7 @@ class MountPoint(msgspec.Struct):
     `options` are mount words for the spec; `create_source` makes a missing bind source a directory, as `-v` does.
     """
 
-    type: str  # bind, volume, tmpfs
+    type: str  # bind, volume, tmpfs, image
     destination: str
     source: str = ""
     name: str = ""
@@ -76,6 +76,11 @@ class MountPoint(msgspec.Struct):
     create_source: bool = False
     copy: bool = False
     anonymous: bool = False
+    mount_id: str = ""  # a volume's: names this run's use of it to its driver
+    subpath: str = ""  # the part of the volume or image that is shown
+    image_id: str = ""  # of an image mount; `chain_id` is its top layer
+    chain_id: str = ""
+    idmap: str = ""  # owners shifted: "container:host:count", several apart by commas
     tmpfs_flag: bool = False  # asked by --tmpfs, which inspect does not list among the mounts
 
 

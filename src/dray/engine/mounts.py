@@ -16,6 +16,9 @@ from dray.engine.model import MountPoint
 
 _PROPAGATION = {"private", "rprivate", "shared", "rshared", "slave", "rslave"}
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+IDMAP_LABEL = "dray.bind-idmap."
+IdRange = tuple[int, int, int]
+_ID_RANGE = re.compile(r"([ug]?)([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 _LABELS = {"z", "Z"}  # SELinux relabelling; there is no SELinux to tell, as on every Docker host without it
 _CONSISTENCY = {"consistent", "cached", "delegated"}  # Docker Desktop's; no meaning on Linux
 
@@ -45,7 +48,42 @@ def resolve(
         destination = _destination(path, path)
         if destination not in points:
             points[destination] = MountPoint(type="volume", destination=destination, driver="local", copy=True)
+    for label, value in (config.labels or {}).items():
+        if label.startswith(IDMAP_LABEL):
+            _set_idmap(points, label, value)
     return sorted(points.values(), key=lambda point: (point.destination.count("/"), point.destination))
+
+
+def _set_idmap(points: dict[str, MountPoint], label: str, value: str) -> None:
+    """Give a bind or volume the owners that its label asks for; InvalidParameter if it cannot have them."""
+    point = points.get(posixpath.normpath(label.removeprefix(IDMAP_LABEL)))
+    if point is None or point.type not in ("bind", "volume"):
+        raise InvalidParameter(f"label {label}: the container has no bind or volume there")
+    parse_idmap(value, label)
+    point.idmap = value
+
+
+def parse_idmap(text: str, label: str = IDMAP_LABEL) -> tuple[list[IdRange], list[IdRange]]:
+    """Return (uids, gids), each a list of (container id, host id, count).
+
+    text: `container:host:count`, several apart by commas, for users and groups alike; with a `u` or `g` before a
+        range it is for the one or the other
+    """
+    users, groups = list[IdRange](), list[IdRange]()
+    for part in text.split(","):
+        found = _ID_RANGE.fullmatch(part.strip())
+        numbers = [int(number) for number in found.groups()[1:]] if found else []
+        if not found or not numbers[2] or max(numbers[0], numbers[1]) + numbers[2] > 1 << 32:
+            raise InvalidParameter(
+                f"label {label}: {part.strip()!r} is not container:host:count (u or g in front for users or groups "
+                "alone)"
+            )
+        for letter, ranges in (("u", users), ("g", groups)):
+            if found[1] in ("", letter):
+                ranges.append((numbers[0], numbers[1], numbers[2]))
+    if not users or not groups:
+        raise InvalidParameter(f"label {label}: ranges for both users and groups are needed")
+    return users, groups
 
 
 def _destination(path: str, specification: str) -> str:
@@ -65,7 +103,9 @@ def _destination(path: str, specification: str) -> str:
 def _bind(text: str, volume_driver: str) -> MountPoint:
     pieces = text.split(":")
     if len(pieces) == 1:
-        return MountPoint(type="volume", destination=_destination(text, text), driver="local", copy=True)
+        return MountPoint(
+            type="volume", destination=_destination(text, text), driver=volume_driver or "local", copy=True
+        )
     if len(pieces) > 3 or not pieces[0] or not pieces[1]:
         raise InvalidParameter(f"invalid volume specification: '{text}'")
     source, mode = pieces[0], pieces[2] if len(pieces) == 3 else ""
@@ -84,7 +124,7 @@ def _bind(text: str, volume_driver: str) -> MountPoint:
         )
     if point.propagation:
         raise InvalidParameter(f"invalid volume specification: '{text}': invalid mode: {mode}")
-    point.type, point.name, point.driver, point.copy = "volume", source, volume_driver or "local", copy
+    point.type, point.name, point.driver, point.copy = "volume", source, volume_driver, copy
     if not point.mode:
         point.mode = "z"
     return point
@@ -130,6 +170,7 @@ def _mount(mount: Mount) -> MountPoint:
         ("bind", mount.bind_options),
         ("volume", mount.volume_options),
         ("tmpfs", mount.tmpfs_options),
+        ("image", mount.image_options),
     ):
         if owner is not None and field != kind:
             raise refuse(f"field {field.capitalize()}Options must not be specified")
@@ -143,8 +184,20 @@ def _mount(mount: Mount) -> MountPoint:
             raise refuse("field Source must not be specified")
         point.options = _tmpfs_words(mount)
     else:
-        raise Unsupported('mount type "image": mounting images is not built in yet')
+        if not mount.source:
+            raise refuse("field Source must not be empty")
+        point.source, point.rw = mount.source, False
+        if mount.image_options:
+            point.subpath = _subpath(mount.image_options.subpath, refuse)
     return point
+
+
+def _subpath(text: str, refuse: Callable[[str], InvalidParameter]) -> str:
+    """Return a subpath, clean; it must be local: relative, without a way out (moby `validateLocality`)."""
+    clean = posixpath.normpath(text) if text else ""
+    if text.startswith("/") or clean == ".." or clean.startswith("../") or "\0" in text:
+        raise refuse("subpath must be a relative path within the volume")
+    return "" if clean == "." else clean
 
 
 def _bind_options(point: MountPoint, mount: Mount, refuse: Callable[[str], InvalidParameter]) -> None:
@@ -180,12 +233,13 @@ def _volume_options(point: MountPoint, mount: Mount, refuse: Callable[[str], Inv
             f'create {mount.source}: "{mount.source}" includes invalid characters for a local volume name, only '
             '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
         )
-    point.name, point.driver, point.copy = mount.source, "local", True
+    point.name, point.driver, point.copy = mount.source, "" if mount.source else "local", True
     point.mode = "z"
     if options:
         point.copy = not options.no_copy
-        if options.subpath:
-            raise Unsupported("volume-subpath: mounting a part of a volume is not built in yet")
+        point.subpath = _subpath(options.subpath, refuse)
+        if point.subpath and not mount.source:
+            raise refuse("must not set Subpath when using anonymous volumes")
         if options.driver_config and options.driver_config.name:
             point.driver = options.driver_config.name
 
@@ -227,6 +281,8 @@ def _from_container(text: str, mounts_of: Callable[[str], Sequence[MountPoint]])
                     rw=point.rw and mode != "ro",
                     propagation=point.propagation,
                     options=list(point.options),
+                    subpath=point.subpath,
+                    idmap=point.idmap,
                 )
             )
     return points

@@ -13,9 +13,9 @@ from dray.engine.model import Container
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.sandbox import endpoint_ask, sandbox_ask
+from dray.network.asks import NetworkAsk
 from dray.network.controller import Controller
 from dray.network.model import Network, Pool
-from dray.network.networks import NetworkAsk
 
 
 def summary(network: Network) -> api.NetworkSummary:
@@ -29,7 +29,7 @@ def _common(network: Network) -> dict[str, object]:
         "Id": network.id,
         "Created": clock.rfc3339(network.created),
         "Scope": network.scope,
-        "Driver": "null" if network.driver == "none" else network.driver,
+        "Driver": network.driver,
         "EnableIPv4": network.ipv4,
         "EnableIPv6": network.ipv6,
         "IPAM": {
@@ -120,7 +120,7 @@ class NetworkVerbs:
             if filters.boolean("dangling", True) != dangling:
                 return False
         return (
-            filters.matches_exactly("driver", "null" if network.driver == "none" else network.driver)
+            filters.matches_exactly("driver", network.driver)
             and filters.matches_prefix("id", network.id)
             and filters.matches_text("name", network.name)
             and filters.matches_exactly("scope", network.scope)
@@ -181,7 +181,7 @@ class NetworkVerbs:
                 raise Conflict(
                     "container sharing network namespace with another container or host cannot be connected to any other network"
                 )
-            if mode == "none" or network.driver == "none":
+            if mode == "none" or network.driver == "null":
                 raise InvalidParameter(
                     "container cannot be connected to multiple networks with one of the networks in private (none) mode"
                 )

@@ -20,8 +20,10 @@ from dray.engine.images import ImageVerbs
 from dray.engine.registry import Registry
 from dray.engine.volumes import VolumeVerbs
 from dray.linux.cgroups.facilities import Capabilities
+from dray.plugins.registry import NETWORK, VOLUME, Plugins
 from dray.registry.model import Registries
 
+NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"]
 LOG_DRIVERS = ["json-file", "local", "none"]
 
 
@@ -41,6 +43,7 @@ class Settings:
     live_restore: bool
     min_api_version: str
     security_options: list[str] = field(default_factory=list)
+    authorization: list[str] = field(default_factory=list)
     address_pools: list[tuple[str, int]] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
     insecure_networks: list[str] = field(default_factory=list)
@@ -59,6 +62,7 @@ class System:
         containers: Containers,
         images: ImageVerbs,
         volumes: VolumeVerbs,
+        plugins: Plugins,
         settings: Settings,
         registries: Registries,
         *,
@@ -68,6 +72,7 @@ class System:
         self._registry = registry
         self._containers = containers
         self._images = images
+        self._plugins = plugins
         self._volumes = volumes
         self._settings = settings
         self._registries = registries
@@ -120,7 +125,10 @@ class System:
             driver_status=[["Backing Filesystem", _filesystem(settings.data_root)]],
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
-                volume=["local"], network=["bridge", "host", "none"], authorization=None, log=LOG_DRIVERS
+                volume=sorted({"local", *self._plugins.active(VOLUME)}),
+                network=sorted([*NETWORK_DRIVERS, *self._plugins.active(NETWORK)]),
+                authorization=list(settings.authorization) or None,
+                log=LOG_DRIVERS,
             ),
             memory_limit=limits.memory_limit,
             swap_limit=limits.swap_limit,

@@ -119,7 +119,7 @@ def ports(record: ContainerRecord) -> dict[str, list[api.PortBinding] | None]:
         for binding in endpoint.ports:
             key = f"{binding.container_port}/{binding.protocol}"
             bindings = shown.get(key) or []
-            bindings.append(api.PortBinding(host_ip=binding.host_ip, host_port=str(binding.host_port)))
+            bindings.append(api.PortBinding(host_ip=binding.host_ip, host_port=str(binding.host_port or "")))
             shown[key] = bindings
     return shown
 
@@ -136,7 +136,7 @@ def port_summaries(record: ContainerRecord) -> list[api.PortSummary]:
                 api.PortSummary(
                     ip=binding.host_ip,
                     private_port=int(number),
-                    public_port=int(binding.host_port),
+                    public_port=int(binding.host_port or 0),  # 0, left out: a routed network
                     type=protocol,
                 )
             )

@@ -23,9 +23,13 @@ Interface = IPv4Interface | IPv6Interface
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_PERMANENT = 0x80
 
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
+IFF_NOARP = 0x80
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 26, 28, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
@@ -47,6 +51,7 @@ RTN_UNICAST = 1
 
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change mask
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+_NEIGHBOUR = struct.Struct("=B3xiHBB")  # struct ndmsg: family, index, state, flags, type
 _ROUTE = struct.Struct(
     "=BBBBBBBBI"
 )  # struct rtmsg: family, dst len, src len, tos, table, protocol, scope, type, flags
@@ -89,8 +94,14 @@ def _family(address: Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _link_message(index: int = 0, *, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
+def link_message(index: int = 0, *, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
+    """Return the head of a message about an interface."""
     return _LINK.pack(family, 0, index, flags, change)
+
+
+def neighbour_message(family: int, index: int, state: int, flags: int) -> bytes:
+    """Return the head of a message about a neighbour or a forwarding entry."""
+    return _NEIGHBOUR.pack(family, index, state, flags, 0)
 
 
 def _no_link_local() -> bytes:
@@ -101,12 +112,12 @@ def _no_link_local() -> bytes:
 
 
 def _named(name: str) -> bytes:
-    return _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
 
 def bridge_request(name: str, *, mac: str, mtu: int = 0) -> Request:
     """Create a bridge. A fixed MAC address keeps it from changing as ports come and go."""
-    body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
+    body = link_message() + netlink.text(IFLA_IFNAME, name) + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
     if mtu:
         body += netlink.u32(IFLA_MTU, mtu)
     body += netlink.nested(IFLA_LINKINFO, netlink.text(IFLA_INFO_KIND, "bridge"))
@@ -118,14 +129,14 @@ def veth_request(name: str, peer: str, *, peer_netns: int, master: int, mac: str
     descriptor `peer_netns` from its first moment on."""
     size = netlink.u32(IFLA_MTU, mtu) if mtu else b""
     far = (
-        _link_message()
+        link_message()
         + netlink.text(IFLA_IFNAME, peer)
         + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
         + netlink.u32(IFLA_NET_NS_FD, peer_netns)
         + size
     )
     body = (
-        _link_message()
+        link_message()
         + netlink.text(IFLA_IFNAME, name)
         + netlink.u32(IFLA_MASTER, master)
         + size
@@ -138,9 +149,23 @@ def veth_request(name: str, peer: str, *, peer_netns: int, master: int, mac: str
     return Request(f"create veth {name}", RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
 
 
+def pair_request(name: str, peer: str, *, mac: str, peer_mac: str, master: int = 0) -> Request:
+    """Create a veth pair with both ends here, each with its MAC address; `name` a port of bridge index `master`."""
+
+    def end(called: str, address: str) -> bytes:
+        body = link_message() + netlink.text(IFLA_IFNAME, called)
+        return body + netlink.attribute(IFLA_ADDRESS, mac_bytes(address))
+
+    far = netlink.attribute(VETH_INFO_PEER | netlink.NLA_F_NESTED, end(peer, peer_mac))
+    kind = netlink.text(IFLA_INFO_KIND, "veth") + netlink.nested(IFLA_INFO_DATA, far)
+    body = end(name, mac) + (netlink.u32(IFLA_MASTER, master) if master else b"")
+    body += netlink.nested(IFLA_LINKINFO, kind)
+    return Request(f"create veth {name}", RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
+
+
 def enslave_request(name: str, master: int) -> Request:
     """Make an interface a port of the bridge of index `master`."""
-    body = _link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, master)
+    body = link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, master)
     return Request(f"put {name} on its bridge", RTM_NEWLINK, 0, body)
 
 
@@ -152,7 +177,7 @@ def port_request(name: str, *, hairpin: bool, isolated: bool, alias: str, ipv6: 
     alias: what `ip link` shows beside the name
     ipv6: the kernel has IPv6, so keep the port from making itself an address (it only carries frames)
     """
-    body = _link_message(flags=IFF_UP, change=IFF_UP) + netlink.text(IFLA_IFNAME, name)
+    body = link_message(flags=IFF_UP, change=IFF_UP) + netlink.text(IFLA_IFNAME, name)
     body += netlink.attribute(IFLA_IFALIAS, alias.encode())
     if ipv6:
         body += _no_link_local()
@@ -168,9 +193,14 @@ def port_request(name: str, *, hairpin: bool, isolated: bool, alias: str, ipv6: 
     return Request(f"set up bridge port {name}", RTM_NEWLINK, 0, body)
 
 
-def up_request(index: int, *, link_local: bool = True, alias: str = "") -> Request:
-    """Bring an interface up; `link_local` False keeps it from making itself an IPv6 link-local address."""
-    body = _link_message(index, flags=IFF_UP, change=IFF_UP)
+def up_request(index: int, *, link_local: bool = True, alias: str = "", silent: bool = False) -> Request:
+    """Bring an interface up.
+
+    link_local: False keeps it from making itself an IPv6 link-local address
+    silent: it asks for nobody's MAC address and sends to its own
+    """
+    flags = IFF_UP | (IFF_NOARP if silent else 0)
+    body = link_message(index, flags=flags, change=flags)
     if alias:
         body += netlink.attribute(IFLA_IFALIAS, alias.encode())
     if not link_local:
@@ -180,29 +210,35 @@ def up_request(index: int, *, link_local: bool = True, alias: str = "") -> Reque
 
 def down_request(index: int) -> Request:
     """Take an interface down."""
-    return Request(f"take down interface {index}", RTM_NEWLINK, 0, _link_message(index, change=IFF_UP))
+    return Request(f"take down interface {index}", RTM_NEWLINK, 0, link_message(index, change=IFF_UP))
 
 
 def release_request(name: str) -> Request:
     """Take a bridge port off its bridge and down: 0.2 ms, where deleting a veth pair takes 15 ms and more."""
-    body = _link_message(change=IFF_UP) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, 0)
+    body = link_message(change=IFF_UP) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MASTER, 0)
     return Request(f"release bridge port {name}", RTM_NEWLINK, 0, body)
 
 
 def rename_request(index: int, name: str) -> Request:
     """Rename an interface (it must be down on kernels before 6.3)."""
-    return Request(f"rename to {name}", RTM_NEWLINK, 0, _link_message(index) + netlink.text(IFLA_IFNAME, name))
+    return Request(f"rename to {name}", RTM_NEWLINK, 0, link_message(index) + netlink.text(IFLA_IFNAME, name))
 
 
 def move_request(index: int, name: str, namespace: int) -> Request:
     """Move an interface into the network namespace of a descriptor, under a new name."""
-    body = _link_message(index) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_NET_NS_FD, namespace)
+    body = link_message(index) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_NET_NS_FD, namespace)
     return Request(f"move an interface to {name}", RTM_NEWLINK, 0, body)
 
 
 def mtu_request(index: int, mtu: int) -> Request:
     """Set an interface's MTU."""
-    return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, _link_message(index) + netlink.u32(IFLA_MTU, mtu))
+    return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, link_message(index) + netlink.u32(IFLA_MTU, mtu))
+
+
+def mtu_request_of(name: str, mtu: int) -> Request:
+    """Set the MTU of an interface by name."""
+    body = link_message() + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_MTU, mtu)
+    return Request(f"set MTU {mtu} of {name}", RTM_NEWLINK, 0, body)
 
 
 def settle_request(name: str) -> Request:
@@ -216,7 +252,7 @@ def settle_request(name: str) -> Request:
 
 def delete_request(name: str) -> Request:
     """Delete an interface by name (of a veth pair, both ends)."""
-    return Request(f"delete interface {name}", RTM_DELLINK, 0, _link_message() + netlink.text(IFLA_IFNAME, name))
+    return Request(f"delete interface {name}", RTM_DELLINK, 0, link_message() + netlink.text(IFLA_IFNAME, name))
 
 
 def address_request(index: int, interface: Interface, *, remove: bool = False) -> Request:
@@ -309,7 +345,7 @@ class Links:
 
     def links(self) -> list[Link]:
         """List all interfaces."""
-        body = _link_message() + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        body = link_message() + netlink.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
         return [
             _decode_link(message.body)
             for message in self._netlink.dump(Request("list interfaces", RTM_GETLINK, 0, body))

@@ -333,6 +333,24 @@ def mount_id(fd: int) -> int:
     raise OSError(errno.ENOSYS, "the kernel tells no mnt_id in fdinfo", f"/proc/self/fdinfo/{fd}")
 
 
+def is_mounted(path: str) -> bool:
+    """Tell whether something is mounted on a directory or file: a bind of the same file system too, which the device
+    numbers that os.path.ismount compares do not show."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        here = os.open(path, flags)
+    except FileNotFoundError:
+        return False
+    try:
+        parent = os.open(os.path.dirname(path), flags)
+        try:
+            return mount_id(here) != mount_id(parent)
+        finally:
+            os.close(parent)
+    finally:
+        os.close(here)
+
+
 def require_magic(fd: int, magic: int, path: str) -> None:
     """Raise OSError(EXDEV) unless `fd` lies on a file system of that type (linux/magic.h)."""
     if libc.statfs(fd).type != magic:

@@ -14,11 +14,11 @@ from dray.linux import netlink
 REG_VERDICT, REG_1, REG_2 = 0, 1, 2
 REG32 = 8
 
-META_IIFNAME, META_OIFNAME, META_L4PROTO = 6, 7, 16
+META_MARK, META_IIFNAME, META_OIFNAME, META_L4PROTO = 3, 6, 7, 16
 NETWORK, TRANSPORT = 1, 2
 EQUAL, NOT_EQUAL = 0, 1
 CT_STATE, CT_STATUS = 0, 2
-CT_ESTABLISHED, CT_RELATED = 2, 4
+CT_ESTABLISHED, CT_RELATED, CT_NEW = 2, 4, 8
 CT_DST_NAT = 1 << 5  # IPS_DST_NAT
 RTN_LOCAL = 2
 
@@ -146,6 +146,16 @@ def _nat(kind: int, family: int, address: int, port: int | None) -> bytes:
 def masquerade() -> bytes:
     """Let the packet come from the address of the interface it leaves by."""
     return _expression("masq")
+
+
+def duplicate(address: int, device: int) -> bytes:
+    """Send a copy, with no flow of its own, to the neighbour and the interface index in these registers."""
+    return _expression("dup", netlink.be32(1, address), netlink.be32(2, device))
+
+
+def no_tracking() -> bytes:
+    """Let the packet belong to no flow (before the flows are looked up: priority raw)."""
+    return _expression("notrack")
 
 
 def counter() -> bytes:

@@ -8,6 +8,8 @@ knows its own among all interfaces.
 An endpoint's MAC address is made from its IPv4 address (02:42: and the four bytes), as Docker did for ten years:
 an address that moves to another container keeps its MAC, so that no neighbour's ARP entry goes stale.
 
+A bridge that is full of endpoints gets another beneath it (`network/extensions.py`).
+
 Bridges without traffic between their containers (`enable_icc=false`) isolate their ports in the bridge itself,
 which needs no br_netfilter.
 """
@@ -19,25 +21,26 @@ import secrets
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 
-from dray.base.errors import Internal, InvalidParameter, Unsupported
+from dray.base.errors import Forbidden, Internal, InvalidParameter
 from dray.linux import links
 from dray.linux.links import Link, Links
 from dray.linux.netlink import Request
-from dray.network import sysctls
-from dray.network.model import BRIDGE_OPTION, OPTION, Endpoint, Network, parse_flag
+from dray.network import bandwidth, options, sysctls
+from dray.network.extensions import Extensions
+from dray.network.model import Endpoint, Network, parse_flag
 
-NAME = BRIDGE_OPTION + "name"
-ICC = BRIDGE_OPTION + "enable_icc"
-MASQUERADE = BRIDGE_OPTION + "enable_ip_masquerade"
-DEFAULT_BRIDGE = BRIDGE_OPTION + "default_bridge"
-HOST_BINDING = BRIDGE_OPTION + "host_binding_ipv4"
-INHIBIT_IPV4 = BRIDGE_OPTION + "inhibit_ipv4"
-GATEWAY_MODES = (BRIDGE_OPTION + "gateway_mode_ipv4", BRIDGE_OPTION + "gateway_mode_ipv6")
-HOST_ADDRESS = {4: OPTION + "host_ipv4", 6: OPTION + "host_ipv6"}
-MTU = OPTION + "driver.mtu"
-INTERFACE_PREFIX = OPTION + "container_iface_prefix"
-_FLAGS = (ICC, MASQUERADE, DEFAULT_BRIDGE, INHIBIT_IPV4)
-_OPTIONS = (*_FLAGS, *GATEWAY_MODES, *HOST_ADDRESS.values(), NAME, HOST_BINDING, MTU, INTERFACE_PREFIX)
+_FLAGS = (options.ICC, options.MASQUERADE, options.DEFAULT_BRIDGE, options.INHIBIT_IPV4)
+_OPTIONS = (
+    *_FLAGS,
+    *options.GATEWAY_MODE.values(),
+    *options.HOST_ADDRESS.values(),
+    options.NAME,
+    options.HOST_BINDING,
+    options.TRUSTED,
+    options.MTU,
+    options.INTERFACE_PREFIX,
+    *bandwidth.OPTIONS,
+)
 
 
 class BridgeDriver:
@@ -49,6 +52,18 @@ class BridgeDriver:
         self._host = host
         self._owner = owner
         self._indices: dict[str, int] = {}
+        self._extensions = Extensions(host, owner=owner)
+
+    def interface(self, network: Network) -> str:
+        """Return the bridge's name: the asked one, else from the network's id, as Docker's."""
+        return network.options.get(options.NAME) or f"br-{network.id[:12]}"
+
+    def share(self, network: Network, other: Network) -> None:
+        """Two networks never share a bridge."""
+        raise Forbidden(
+            f"cannot create network {network.id} ({network.interface}): conflicts with network {other.id} "
+            f"({other.interface}): networks have same bridge name"
+        )
 
     def validate(self, network: Network) -> None:
         """Check every option; an unknown one is refused by name."""
@@ -57,13 +72,23 @@ class BridgeDriver:
                 raise InvalidParameter(f"unknown option {option} of the bridge network driver")
             if option in _FLAGS and parse_flag(value, True) != parse_flag(value, False):
                 raise InvalidParameter(f"invalid value {value!r} of option {option}: it is true or false")
-            if option in GATEWAY_MODES and value not in ("", "nat", "nat-unprotected"):
-                raise Unsupported(f"{option}={value} is not supported: use nat or nat-unprotected")
-            if option == MTU and not (value.isdecimal() and (value == "0" or 68 <= int(value) <= 65535)):
-                raise InvalidParameter(f"invalid value {value!r} of option {option}: an MTU is 68 to 65535")
-        for version, option in HOST_ADDRESS.items():
+            if option in options.GATEWAY_MODE.values() and value not in ("", *options.GATEWAY_MODES):
+                raise InvalidParameter(
+                    f"unknown gateway mode {value!r} in {option}: it is {', '.join(options.GATEWAY_MODES)}"
+                )
+            if value == "isolated" and option in options.GATEWAY_MODE.values() and not network.internal:
+                raise InvalidParameter(
+                    f"gateway mode 'isolated' can only be used for an internal network: {option}"
+                )
+            if option in bandwidth.OPTIONS:
+                bandwidth.parse(option, value)
+        options.check_mtu(network)
+        for version, option in options.HOST_ADDRESS.items():
             _check_address(network, option, version)
-        _check_address(network, HOST_BINDING, 4)
+        _check_address(network, options.HOST_BINDING, 4)
+        for name in options.trusted_interfaces(network):
+            if len(name) > 15:
+                raise InvalidParameter(f"invalid interface name {name!r} in option {options.TRUSTED}")
         if not 0 < len(network.interface) <= 15 or any(c in "/: \t\n" for c in network.interface):
             raise InvalidParameter(
                 f"invalid interface name {network.interface!r}: 1 to 15 characters, no / or space"
@@ -71,7 +96,7 @@ class BridgeDriver:
 
     def up(self, network: Network) -> None:
         """Make the bridge with its addresses and settings, or adopt it and put it right."""
-        name, mtu = network.interface, self._mtu(network)
+        name, mtu = network.interface, options.mtu(network)
         link = self._host.find(name)
         if link is None:
             self._host.apply([links.bridge_request(name, mac=_random_mac(), mtu=mtu)])
@@ -81,7 +106,8 @@ class BridgeDriver:
         elif link.kind != "bridge":
             raise InvalidParameter(f"interface {name} exists and is not a bridge: choose another name")
         self._indices[name] = link.index
-        wanted = set() if network.flag(INHIBIT_IPV4, False) else _gateways(network, 4)
+        self._extensions.adopt(network)
+        wanted = set() if network.flag(options.INHIBIT_IPV4, False) else _gateways(network, 4)
         wanted |= _gateways(network, 6) | ({"fe80::1/64"} if network.ipv6 else set())
         present = {str(found) for _, found in self._host.addresses(link.index)}
         self._settings(network)
@@ -96,11 +122,12 @@ class BridgeDriver:
     def down(self, network: Network) -> None:
         """Delete the bridge."""
         self._indices.pop(network.interface, None)
-        try:
-            self._host.apply([links.delete_request(network.interface)])
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
+        for name in [*self._extensions.forget(network), network.interface]:
+            try:
+                self._host.apply([links.delete_request(name)])
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
 
     def plug(self, network: Network, endpoint: Endpoint, netns: int) -> None:
         """Make the veth pair, one end a port of the bridge, the other in the sandbox."""
@@ -117,37 +144,51 @@ class BridgeDriver:
         if index is None:
             self.up(network)
             index = self._indices[network.interface]
-        mtu = self._mtu(network)
-        self._host.apply(
-            [
-                links.veth_request(
-                    endpoint.veth, endpoint.interface, peer_netns=netns, master=index, mac=endpoint.mac, mtu=mtu
-                ),
-                self._port(network, endpoint),
-            ]
-        )
+        master = self._extensions.choose(network, index)
+        self._host.apply(self._pair(network, endpoint, netns, master))
+        self._extensions.plugged(master, endpoint.veth)
 
-    def _port(self, network: Network, endpoint: Endpoint) -> Request:
+    def _pair(self, network: Network, endpoint: Endpoint, netns: int, master: int) -> list[Request]:
+        mtu = options.mtu(network)
+        return [
+            links.veth_request(
+                endpoint.veth, endpoint.interface, peer_netns=netns, master=master, mac=endpoint.mac, mtu=mtu
+            ),
+            self._port(network, endpoint.veth, f"{self._owner}/{endpoint.container_id}"),
+        ]
+
+    def _port(self, network: Network, name: str, alias: str) -> Request:
         return links.port_request(
-            endpoint.veth,
+            name,
             hairpin=True,  # br_netfilter redirects inside the bridge: a container's own published port needs it
-            isolated=not network.flag(ICC, True),
-            alias=f"{self._owner}/{endpoint.container_id}",
+            isolated=not network.flag(options.ICC, True),
+            alias=alias,
             ipv6=sysctls.has_ipv6(),
         )
 
     def replug(self, network: Network, endpoint: Endpoint, link: Link) -> None:
         """Put a running container's host end right after a restart of the daemon, if it is not."""
         index = self._indices[network.interface]
-        if link.master != index or not link.up:
-            self._host.apply([links.enslave_request(endpoint.veth, index), self._port(network, endpoint)])
+        right = link.master in (index, *self._extensions.indices(network))
+        self._extensions.plugged(link.master if right else index, endpoint.veth)
+        if not right or not link.up:
+            alias = f"{self._owner}/{endpoint.container_id}"
+            master = link.master if right else index
+            self._host.apply(
+                [links.enslave_request(endpoint.veth, master), self._port(network, endpoint.veth, alias)]
+            )
+
+    def kept(self) -> set[str]:
+        """Return the names of interfaces that are the driver's own, beside its networks' and endpoints'."""
+        return self._extensions.names()
 
     def sweep(self, keep: Collection[str]) -> list[str]:
         """Cut off the interfaces that are ours and not to `keep` (by name); return their names for deletion."""
+        wanted = {*keep, *self.kept()}
         found = [
             link.name
             for link in self._host.links()
-            if link.alias.startswith(f"{self._owner}/") and link.name not in keep
+            if link.alias.startswith(f"{self._owner}/") and link.name not in wanted
         ]
         if found:
             self._host.apply([links.release_request(name) for name in found])
@@ -160,6 +201,7 @@ class BridgeDriver:
 
     def unplug(self, network: Network, endpoint: Endpoint) -> None:
         """Take the host's end off the bridge and down. The pair goes with its namespace, or by `delete`."""
+        self._extensions.unplugged(endpoint.veth)
         try:
             self._host.apply([links.release_request(endpoint.veth)])
         except OSError as error:
@@ -176,10 +218,6 @@ class BridgeDriver:
         sysctls.write(f"net.ipv6.conf.{name}.accept_ra", "0")
         sysctls.write(f"net.ipv6.conf.{name}.disable_ipv6", "0" if network.ipv6 else "1")
 
-    @staticmethod
-    def _mtu(network: Network) -> int:
-        return int(network.options.get(MTU) or 0)
-
 
 def endpoint_mac(ipv4: str) -> str:
     """Return the MAC address that belongs to an IPv4 address; a random local one without."""
@@ -192,6 +230,8 @@ def _random_mac() -> str:
 
 def _gateways(network: Network, version: int) -> set[str]:
     found: set[str] = set()
+    if options.gateway_mode(network, version) == "isolated":
+        return found  # the host has no address there: containers reach one another and nothing else
     for pool in network.pools:
         subnet = ip_interface(pool.subnet).network
         if subnet.version == version and pool.gateway:

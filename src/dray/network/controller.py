@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from dray.base.errors import DrayError, Forbidden, NotFound, Unsupported
+from dray.base.errors import DrayError, Forbidden, NotFound
 from dray.base.records import Records
-from dray.linux import links
 from dray.linux.links import Links
-from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
-from dray.network import endpoints, forwarding, hostfiles, live, sandbox, sysctls
+from dray.network import bandwidth, detour, endpoints, firewall, forwarding, hostfiles, live, sandbox, sysctls
+from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
-from dray.network.firewall import Firewall
+from dray.network.claim import Claim, check_bridge
 from dray.network.host import HostDriver
 from dray.network.ipam import Ipam
+from dray.network.macvlan import IpvlanDriver, MacvlanDriver
 from dray.network.model import (
     Attachment,
     Driver,
@@ -34,11 +35,15 @@ from dray.network.model import (
     NetworkConfig,
     SandboxAsk,
 )
-from dray.network.networks import NetworkAsk, Networks
+from dray.network.networks import Networks
 from dray.network.none import NoneDriver
+from dray.network.overlay import OverlayDriver
+from dray.network.peers import PeerFollower
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
 from dray.network.sandbox import NamespacePool
+
+_MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 
 
 class Controller:
@@ -49,16 +54,31 @@ class Controller:
         self._host = Links.open()
         self._ipam = Ipam(config.address_pools, config.ipv6_pools)
         self._bridge = BridgeDriver(self._host, owner=config.table_name)
+        self._overlay = OverlayDriver(self._host, owner=config.table_name)
         self._drivers: dict[str, Driver] = {
-            driver.name: driver for driver in (self._bridge, HostDriver(), NoneDriver())
+            driver.name: driver
+            for driver in (
+                self._bridge,
+                self._overlay,
+                HostDriver(),
+                NoneDriver(),
+                MacvlanDriver(self._host, owner=config.table_name),
+                IpvlanDriver(self._host, owner=config.table_name),
+            )
         }
         self._networks = Networks(records, config, self._host, self._ipam, self._drivers)
-        self._firewall = _firewall(config)
-        self._publisher = Publisher(config, self._firewall, HostPorts(), self._host)
+        with ExitStack() as undo:
+            undo.callback(self._host.close)
+            self._claim = Claim(config.table_name, config.bridge)
+            undo.callback(self._claim.close)
+            self._firewall = firewall.of_config(config, self._host)
+            undo.pop_all()
+        self._publisher = Publisher(config, self._firewall, HostPorts(), self._host, self._network)
         self._pool = NamespacePool(namespaces)
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
+        self._peers = PeerFollower(self._overlay, self._firewall, self._networks.all)
 
     async def start(self, running: Mapping[str, Sequence[Endpoint]]) -> None:
         """Make the kernel follow the records; `running` are the stored endpoints of the containers that run.
@@ -67,6 +87,8 @@ class Controller:
         saying what to do, where the host forbids what is needed.
         """
         self._networks.load()
+        for network in self._bridges():
+            check_bridge(self._host, self._config.table_name, network.interface, network.id)
         for container_id, held in running.items():
             for endpoint in held:
                 self._adopt(container_id, endpoint)
@@ -78,6 +100,7 @@ class Controller:
                 self._networks.driver(network).up(network)
         self._forward()
         self._reconcile(everything)
+        self._peers.follow()
         if self._firewall is not None:
             asyncio.get_running_loop().add_reader(self._firewall, self._firewall.check)
             self._watching = True
@@ -88,23 +111,26 @@ class Controller:
 
         wipe: no container runs and the host shall be as before: bridges, tables and forwarding go too
         """
+        self._peers.close()
         await self._pool.close()
         await asyncio.gather(*self._tasks)
         if self._firewall is not None and self._watching:
             asyncio.get_running_loop().remove_reader(self._firewall)
             self._watching = False
         if wipe:
-            for network in self._bridges():
-                self._bridge.down(network)
+            for network in self._networks.all():
+                if not network.config_only:
+                    self._networks.driver(network).down(network)
             if self._firewall is not None:
                 for family in self._firewall.families:
                     if self._firewall.guarded(family):
                         forwarding.disable(family)
-                if self._bridges():
-                    self._firewall.remove()
+                self._firewall.remove()
+            detour.down(self._host, self._config.table_name)
         if self._firewall is not None:
             self._firewall.close()
         self._host.close()
+        self._claim.close()
 
     def networks(self) -> list[Network]:
         """Return all networks, by name."""
@@ -158,6 +184,7 @@ class Controller:
             self._rules(undo)
             self._networks.driver(network).up(network)
             self._forward()
+            self._peers.follow()
             undo.pop_all()
         return network
 
@@ -176,6 +203,7 @@ class Controller:
         self._networks.driver(network).down(network)
         self._networks.forget(network)
         self._rules()
+        self._peers.follow()
         return network
 
     async def prune(self, select: Callable[[Network], bool]) -> list[Network]:
@@ -196,6 +224,16 @@ class Controller:
         """
         if ask.mode.startswith("container:"):
             return Attachment()
+        for delay in _MAC_RETRIES:
+            try:
+                return await self._attach(container_id, ask)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            await asyncio.sleep(delay)  # a chosen MAC on macvlan: its last sandbox is still being taken down
+        return await self._attach(container_id, ask)
+
+    async def _attach(self, container_id: str, ask: SandboxAsk) -> Attachment:
         planned = endpoints.plan(ask, self._networks.resolve)
         if container_id in self._endpoints:
             await self.detach(container_id, ())
@@ -214,7 +252,7 @@ class Controller:
                 self._plug(endpoint, namespace.netns, undo)
             sandbox.wire(namespace.inside, built)
             self._ready(built)
-            made.endpoints = self._publisher.publish(built, ask, self._network, made, undo)
+            made.endpoints = self._publisher.publish(built, ask, made, undo)
             made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
             undo.pop_all()
@@ -250,7 +288,7 @@ class Controller:
             taken = [link.name for link in inside.links()]
             (built,) = endpoints.name_interfaces([built], self._network, taken)
             self._plug(built, netns, undo)
-            undo.callback(_forget, inside, built)
+            undo.callback(live.forget, inside, built)
             settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
             sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
             sandbox.wire(inside, [built], fresh=False)
@@ -282,7 +320,7 @@ class Controller:
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside:
             self._networks.driver(network).unplug(network, known)
             self._release(known)
-            _forget(inside, known)
+            live.forget(inside, known)
             after = self._rerouted(inside, list(held.values()), gone=known)
         self._endpoints[container_id] = {end.network_id: end for end in after}
         return after
@@ -315,6 +353,7 @@ class Controller:
         driver = self._networks.driver(network)
         undo.callback(driver.unplug, network, endpoint)
         driver.plug(network, endpoint, netns)
+        bandwidth.limit_ingress(self._host, endpoint)
 
     def _ready(self, built: Sequence[Endpoint]) -> None:
         for endpoint in built:
@@ -341,57 +380,23 @@ class Controller:
 
     def _forward(self) -> None:
         """Let the host forward packets for the families that its bridges use."""
-        if not self._config.ip_forward:
-            return
-        ours = {network.interface for network in self._bridges()}
-        ours |= {endpoint.veth for held in self._endpoints.values() for endpoint in held.values()}
-        routed = [network for network in self._bridges() if not network.internal]
-        for family, used in (
-            (NFPROTO_IPV4, any(network.ipv4 for network in routed)),
-            (NFPROTO_IPV6, any(network.ipv6 for network in routed)),
-        ):
-            if used:
-                drop = not self._config.ip_forward_no_drop
-                forwarding.enable(family, self._host, self._firewall, ours, drop=drop)
+        if self._config.ip_forward:
+            veths = {endpoint.veth for held in self._endpoints.values() for endpoint in held.values()}
+            drop = not self._config.ip_forward_no_drop
+            forwarding.follow(self._bridges(), self._host, self._firewall, veths, drop=drop)
 
     def _reconcile(self, everything: Sequence[Endpoint]) -> None:
         """Put host ends of running containers right, and remove interfaces that nothing wants any more."""
         present = {link.name: link for link in self._host.links()}
         for endpoint in everything:
             network = self._networks.get(endpoint.network_id)
-            if network is not None and network.driver == "bridge" and endpoint.veth in present:
-                self._bridge.replug(network, endpoint, present[endpoint.veth])
-        keep = {network.interface for network in self._bridges()} | {endpoint.veth for endpoint in everything}
+            driver = self._networks.driver(network) if network is not None else None
+            if network is not None and isinstance(driver, BridgeDriver) and endpoint.veth in present:
+                driver.replug(network, endpoint, present[endpoint.veth])
+        keep = {network.interface for network in self._networks.all()} | {endpoint.veth for endpoint in everything}
+        keep |= self._overlay.kept() | set(detour.names(self._config.table_name))
         left = self._bridge.sweep(keep)
         if left:
-            task = asyncio.get_running_loop().create_task(asyncio.to_thread(_delete, left))
+            task = asyncio.get_running_loop().create_task(asyncio.to_thread(live.delete, left))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
-
-def _forget(inside: Links, endpoint: Endpoint) -> None:
-    """Delete an endpoint's interface in a sandbox that lives on."""
-    if endpoint.interface:
-        with contextlib.suppress(OSError):  # somebody in the container was faster
-            inside.apply([links.delete_request(endpoint.interface)])
-
-
-def _delete(names: Sequence[str]) -> None:
-    """Delete interfaces: slow (15 ms each and more), so on a thread, over a socket of its own."""
-    with Links.open() as host:
-        for name in names:
-            with contextlib.suppress(OSError):  # gone with its namespace meanwhile
-                host.apply([links.delete_request(name)])
-
-
-def _firewall(config: NetworkConfig) -> Firewall | None:
-    """Open the firewall for the families that are wanted and that the host has; None for none at all."""
-    families = [NFPROTO_IPV4] if config.iptables else []
-    if config.ip6tables and sysctls.read("net.ipv6.conf.all.forwarding") is not None:
-        families.append(NFPROTO_IPV6)
-    try:
-        return Firewall(config.table_name, families)
-    except Unsupported:
-        if families:
-            raise
-        return None

@@ -15,13 +15,14 @@ import msgspec
 
 from dray.base import digest
 from dray.base.errors import Conflict, InvalidParameter, Unsupported
-from dray.network import bridge
+from dray.network import bandwidth, bridge, options
 from dray.network.ipam import Ipam, parse_address
 from dray.network.model import OPTION, Endpoint, EndpointAsk, Network, SandboxAsk
 from dray.network.networks import DEFAULT_GATEWAY
 
 INTERFACE_NAME = OPTION + "endpoint.ifname"
 SYSCTLS = OPTION + "endpoint.sysctls"
+WITH_HOST_END = ("bridge", "overlay")  # drivers whose endpoints are veth pairs
 _MAC = re.compile(r"(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", re.ASCII)
 
 
@@ -65,12 +66,19 @@ def check(network: Network, ask: EndpointAsk, *, alone: bool) -> None:
             raise InvalidParameter(
                 "user specified IP address is supported only when connecting to networks with user configured subnets"
             )
+    if ask.mac and network.driver == "ipvlan":
+        raise InvalidParameter("ipvlan endpoints have their parent's MAC address: it cannot be chosen")
     if ask.mac and not _MAC.fullmatch(ask.mac):
         raise InvalidParameter(f"invalid MAC address: {ask.mac}")
-    if ask.link_local:
-        raise Unsupported("link-local addresses (--link-local-ip) are not supported on bridge networks")
+    for text in ask.link_local:
+        if not parse_address(text, "link-local address").is_link_local:
+            raise InvalidParameter(f"invalid link-local IP address: {text}")
     for option in ask.driver_opts:
-        if option not in (INTERFACE_NAME, SYSCTLS):
+        if option == bandwidth.INGRESS and network.driver not in WITH_HOST_END:
+            raise Unsupported(
+                f"{option} cannot be obeyed on a {network.driver} network: only {bandwidth.EGRESS} can"
+            )
+        if option not in (INTERFACE_NAME, SYSCTLS, *bandwidth.OPTIONS):
             raise InvalidParameter(f"unknown driver option {option} of an endpoint")
 
 
@@ -99,9 +107,14 @@ def build(
     )
     if network.driver in ("host", "null"):
         return endpoint
-    changes: dict[str, str | int] = {"veth": "veth" + secrets.token_hex(4)[:7]}
+    changes: dict[str, object] = {"link_local": [_link_local(text) for text in ask.link_local]}
+    changes["ingress_rate"], changes["egress_rate"] = bandwidth.rates(ask.driver_opts, network.options)
+    if network.driver in WITH_HOST_END:
+        changes["veth"] = "veth" + secrets.token_hex(4)[:7]
+    if network.options.get(options.IPVLAN_MODE) in ("l3", "l3s"):
+        changes["on_link"] = not network.internal
     for version, enabled, asked in ((4, network.ipv4, ask.ipv4), (6, network.ipv6, ask.ipv6)):
-        if not enabled:
+        if not enabled or network.ipam_driver == "null":
             if asked:
                 raise InvalidParameter(
                     f"network {network.name} has no IPv{version}: the address {asked} is not its own"
@@ -114,9 +127,18 @@ def build(
             address, prefix = pools.take(network.id, network.name, version)
         undo.callback(pools.release, network.id, address)
         changes |= {f"ipv{version}": str(address), f"prefix{version}": prefix}
-        changes[f"gateway{version}"] = "" if network.internal else _gateway(network, version)
-    mac = ask.mac.lower().replace("-", ":") or bridge.endpoint_mac(str(changes.get("ipv4", "")))
+        plain = not network.internal and not changes.get("on_link") and network.driver != "overlay"
+        changes[f"gateway{version}"] = _gateway(network, version) if plain else ""
+    # A host end is cut off at once. Others end with their namespace, a moment later: until then their MAC is taken.
+    derived = str(changes.get("ipv4", "")) if network.driver in WITH_HOST_END else ""
+    mac = ask.mac.lower().replace("-", ":") or bridge.endpoint_mac(derived)
+    if network.driver == "ipvlan":
+        mac = ""  # its parent's
     return msgspec.structs.replace(endpoint, mac=mac, **changes)
+
+
+def _link_local(text: str) -> str:
+    return f"{text}/{64 if ':' in text else 16}"
 
 
 def _gateway(network: Network, version: int) -> str:
@@ -154,8 +176,8 @@ def name_interfaces(
     named: list[Endpoint] = []
     for endpoint in endpoints:
         name = endpoint.driver_opts.get(INTERFACE_NAME, "")
-        if not name and endpoint.veth:
-            prefix = networks(endpoint.network_id).options.get(bridge.INTERFACE_PREFIX) or "eth"
+        if not name and endpoint.driver not in ("host", "null"):
+            prefix = networks(endpoint.network_id).options.get(options.INTERFACE_PREFIX) or "eth"
             name = next(name for n in range(len(used) + 1) if (name := f"{prefix}{n}") not in used)
             used.add(name)
         named.append(msgspec.structs.replace(endpoint, interface=name))
@@ -163,11 +185,11 @@ def name_interfaces(
 
 
 def route(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """Return the endpoints with the default routes given out: of those with a gateway, the highest priority,
+    """Return the endpoints with the default routes given out: of those that lead anywhere, the highest priority,
     then the first network name."""
     order = sorted(endpoints, key=lambda endpoint: (-endpoint.gw_priority, endpoint.network_name))
-    first4 = next((endpoint.id for endpoint in order if endpoint.gateway4), "")
-    first6 = next((endpoint.id for endpoint in order if endpoint.gateway6), "")
+    first4 = next((end.id for end in order if end.gateway4 or (end.on_link and end.ipv4)), "")
+    first6 = next((end.id for end in order if end.gateway6 or (end.on_link and end.ipv6)), "")
     return [
         msgspec.structs.replace(endpoint, default4=endpoint.id == first4, default6=endpoint.id == first6)
         for endpoint in endpoints
@@ -184,7 +206,9 @@ def sysctls(endpoints: Sequence[Endpoint], *, ipv6: bool) -> dict[str, str]:
         for setting in filter(None, endpoint.driver_opts.get(SYSCTLS, "").split(",")):
             name, equals, value = setting.partition("=")
             parts = name.strip().split(".")
-            if not equals or len(parts) < 5 or parts[0] != "net" or parts[3] != "IFNAME":
+            if (
+                not equals or len(parts) < 5 or parts[0] != "net" or parts[3].upper() != "IFNAME"
+            ):  # the client writes it small
                 raise InvalidParameter(
                     f"invalid {SYSCTLS} {setting!r}: it reads net.X.Y.IFNAME.Z=value, with the word IFNAME"
                 )

@@ -1,21 +1,23 @@
 """The nftables tables of this daemon: NAT for published ports, masquerading, and who may reach whom.
 
 One table per IP family, named like the bridge's owner (`dray`), nobody else's rules are touched. The rules are a
-pure function of the networks (`rules`), written anew in one transaction whenever a network comes or goes; a
+pure function of the networks (`network/rules.py`), written anew in one transaction whenever a network comes or goes; a
 published port is one element of a map, so that its cost does not grow with their number. In nft's words, for IPv4:
 
     map published     { type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service }  # on one address
     map published_any { type inet_proto . inet_service : ipv4_addr . inet_service }              # on all
-    set bridges, internal, unprotected, guarded { type ifname }
-    set icc { type ifname . ifname }
+    set direct        { type inet_proto . ipv4_addr . inet_service }  # containers' own, open from outside
+    set bridges, internal, unprotected, routed, guarded { type ifname }
+    set icc, trusted { type ifname . ifname }
 
     chain raw         iifname @bridges ip saddr/daddr 127.0.0.0/8 drop
     chain prerouting  fib daddr type local jump publish
+    chain input       with `respect-host-firewall` alone: see `rules._admission`
     chain output      fib daddr type local jump publish
     chain publish     dnat to meta l4proto . ip daddr . th dport map @published, then … @published_any
     chain postrouting masquerade: a bridge's subnet leaving by another interface; loopback sources and a
                       bridge's own containers (hairpin) that were redirected into it
-    chain forward     see `_forward`
+    chain forward     see `rules._forward`
 
 `raw` guards what `route_localnet` on the bridges opens: containers can neither reach services on the host's
 127.0.0.1 nor pretend to come from there. A packet that other tables drop stays dropped, whatever is accepted here:
@@ -25,86 +27,39 @@ a host whose own FORWARD policy is drop needs a rule for the bridge (`blocking_c
 from __future__ import annotations
 
 import errno
-import socket
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from dray.linux import nftables_expressions as nft
+from dray.base.errors import Unsupported
+from dray.linux.links import Links
 from dray.linux.nftables import (
     DROP,
     HOOK_FORWARD,
-    HOOK_OUTPUT,
-    HOOK_POSTROUTING,
-    HOOK_PREROUTING,
     NFPROTO_IPV4,
     NFPROTO_IPV6,
-    PRIORITY_DSTNAT,
-    PRIORITY_FILTER,
-    PRIORITY_RAW,
-    PRIORITY_SRCNAT,
-    TYPE_INTERFACE,
-    TYPE_IPV4,
-    TYPE_IPV6,
-    TYPE_PROTOCOL,
-    TYPE_SERVICE,
     Batch,
-    Element,
-    Hook,
     Nftables,
-    Set,
     Watch,
-    interface,
 )
-from dray.linux.nftables import field as padded
-from dray.network import bridge
-from dray.network.model import Network
+from dray.network import detour, rules, sysctls
+from dray.network.model import Network, NetworkConfig
+from dray.network.rules import Published, Settings
 
 FAMILIES = (NFPROTO_IPV4, NFPROTO_IPV6)
-PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": 132}
-_VERSION = {NFPROTO_IPV4: 4, NFPROTO_IPV6: 6}
-_ADDRESS_TYPE = {NFPROTO_IPV4: TYPE_IPV4, NFPROTO_IPV6: TYPE_IPV6}
-# Offset and length of the source and destination address in the header.
-_SOURCE = {NFPROTO_IPV4: (12, 4), NFPROTO_IPV6: (8, 16)}
-_DESTINATION = {NFPROTO_IPV4: (16, 4), NFPROTO_IPV6: (24, 16)}
-_CHAINS = {
-    "raw": Hook("filter", HOOK_PREROUTING, PRIORITY_RAW),
-    "prerouting": Hook("nat", HOOK_PREROUTING, PRIORITY_DSTNAT),
-    "output": Hook("nat", HOOK_OUTPUT, PRIORITY_DSTNAT),
-    "postrouting": Hook("nat", HOOK_POSTROUTING, PRIORITY_SRCNAT),
-    "forward": Hook("filter", HOOK_FORWARD, PRIORITY_FILTER),
-}
-_NETWORK_SETS = ("bridges", "internal", "unprotected", "icc", "guarded")
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Host address and port that lead to a container's; `host_ip` unspecified (0.0.0.0, ::) means all."""
-
-    protocol: str
-    host_ip: str
-    host_port: int
-    address: str
-    port: int
-    comment: str = field(default="", compare=False)
-
-    @property
-    def family(self) -> int:
-        """The NFPROTO_* of its table."""
-        return NFPROTO_IPV6 if ":" in self.host_ip else NFPROTO_IPV4
 
 
 class Firewall:
     """Keeps the tables as wanted. Owns its netlink sockets; remembers everything it put there, and puts it back
     when somebody flushes it. `families` are those it may keep rules for."""
 
-    def __init__(self, table: str, families: Collection[int]) -> None:
+    def __init__(self, table: str, families: Collection[int], settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
         self._nft = Nftables.open()
         self._watch = Watch(self._nft)
         self._table = table
         self.families = tuple(family for family in FAMILIES if family in families)
         self._networks: list[Network] = []
         self._published: dict[Published, None] = {}
+        self._overlays: dict[int, list[str]] = {}
         self._guarded: dict[int, set[str]] = {family: set() for family in FAMILIES}
 
     def close(self) -> None:
@@ -118,7 +73,7 @@ class Firewall:
 
     def check(self) -> None:
         """Put our tables back if somebody else deleted them."""
-        if self._watch.deleted(self._table) and self._networks:
+        if self._watch.deleted(self._table) and (self._networks or self._overlays):
             self.restore()
 
     def start(self, networks: Sequence[Network], published: Iterable[Published]) -> None:
@@ -156,11 +111,27 @@ class Firewall:
         for family in self.families:
             batch = Batch(family, self._table)
             batch.flush_rules()
-            for name in _NETWORK_SETS:
+            for name in rules.NETWORK_SETS:
                 batch.flush_set(name)
             self._fill(batch)
             batches.append(batch)
         self._commit(*batches)
+
+    def set_overlays(self, overlays: Mapping[int, Sequence[str]]) -> None:
+        """Let frames of these overlay networks (by number) in from these hosts alone."""
+        wanted = {vni: list(hosts) for vni, hosts in overlays.items()}
+        if wanted == self._overlays or NFPROTO_IPV4 not in self.families:
+            return
+        self._overlays = wanted
+        batch = Batch(NFPROTO_IPV4, self._table)
+        for name in rules.OVERLAY_SETS:
+            batch.flush_set(name)
+        self._fill_overlays(batch)
+        self._commit(batch)
+
+    def _fill_overlays(self, batch: Batch) -> None:
+        for name, elements in rules.overlay_elements(self._overlays).items():
+            batch.add_elements(name, elements)
 
     def guard(self, family: int, interfaces: Iterable[str]) -> None:
         """Drop what would be forwarded between these interfaces: they were there before we made the host
@@ -184,6 +155,11 @@ class Firewall:
         for port in old:
             del self._published[port]
         self._commit(*self._port_batches(old, add=False))
+
+    def _left_open(self, family: int) -> set[bytes]:
+        """Return the containers' own ports that some published port still opens."""
+        ports = [port for port in self._published if port.direct and port.family == family]
+        return {element.key for element in rules.port_elements(ports)["direct"]}
 
     def blocking_chains(self) -> list[str]:
         """Return the chains of others that drop forwarded packets by policy, as `family table chain`."""
@@ -209,35 +185,35 @@ class Firewall:
         batch.add_table()
         batch.delete_table()  # in the same transaction: no packet ever meets a host without our rules
         batch.add_table()
-        address = _ADDRESS_TYPE[batch.family]
-        target = (address, TYPE_SERVICE)
-        batch.add_set(Set("published", (TYPE_PROTOCOL, address, TYPE_SERVICE), target))
-        batch.add_set(Set("published_any", (TYPE_PROTOCOL, TYPE_SERVICE), target))
-        for name in _NETWORK_SETS:
-            batch.add_set(Set(name, (TYPE_INTERFACE, TYPE_INTERFACE) if name == "icc" else (TYPE_INTERFACE,)))
-        for name, hook in _CHAINS.items():
+        for made in rules.sets(batch.family):
+            batch.add_set(made)
+        for name, hook in rules.CHAINS.items():
             batch.add_chain(name, hook)
         batch.add_chain("publish")
         self._fill(batch)
+        if batch.family == NFPROTO_IPV4:
+            self._fill_overlays(batch)
         ports = [port for port in self._published if port.family == batch.family]
-        for name, elements in _port_elements(ports).items():
+        for name, elements in rules.port_elements(ports).items():
             batch.add_elements(name, elements)
 
     def _fill(self, batch: Batch) -> None:
-        for name, elements in network_elements(self._networks, self._guarded[batch.family]).items():
+        found = rules.network_elements(batch.family, self._networks, self._guarded[batch.family])
+        for name, elements in found.items():
             batch.add_elements(name, elements)
-        for chain, expressions, words in rules(batch.family, self._networks):
+        for chain, expressions, words in rules.rules(batch.family, self._networks, self._settings):
             batch.add_rule(chain, expressions, words)
 
     def _port_batches(self, ports: Sequence[Published], *, add: bool) -> list[Batch]:
         batches: list[Batch] = []
         for family in self.families:
             batch = Batch(family, self._table)
-            for name, elements in _port_elements([port for port in ports if port.family == family]).items():
+            for name, elements in rules.port_elements([port for port in ports if port.family == family]).items():
                 if add:
                     batch.add_elements(name, elements)
-                else:
-                    batch.delete_elements(name, elements)
+                    continue
+                still = self._left_open(family) if name == "direct" and elements else set()
+                batch.delete_elements(name, [element for element in elements if element.key not in still])
             batches.append(batch)
         return batches
 
@@ -246,141 +222,21 @@ def _bridges(networks: Sequence[Network]) -> list[Network]:
     return [network for network in networks if network.driver == "bridge" and not network.config_only]
 
 
-def _port_elements(ports: Iterable[Published]) -> dict[str, list[Element]]:
-    found: dict[str, list[Element]] = {"published": [], "published_any": []}
-    for port in ports:
-        host = ip_address(port.host_ip)
-        protocol = padded(bytes((PROTOCOLS[port.protocol],)))
-        service = padded(port.host_port.to_bytes(2, "big"))
-        value = ip_address(port.address).packed + padded(port.port.to_bytes(2, "big"))
-        if host.is_unspecified:
-            found["published_any"].append(Element(protocol + service, value, port.comment))
-        else:
-            found["published"].append(Element(protocol + host.packed + service, value, port.comment))
-    return found
-
-
-def network_elements(networks: Sequence[Network], guarded: Iterable[str]) -> dict[str, list[Element]]:
-    """Return what the sets hold for these networks."""
-    found: dict[str, list[Element]] = {name: [] for name in _NETWORK_SETS}
-    found["guarded"] = [Element(interface(name)) for name in sorted(guarded)]
-    for network in networks:
-        name = interface(network.interface)
-        found["bridges"].append(Element(name, comment=network.name))
-        if network.internal:
-            found["internal"].append(Element(name, comment=network.name))
-        if network.flag(bridge.ICC, True):
-            found["icc"].append(Element(name + name, comment=network.name))
-        if "nat-unprotected" in (network.options.get(mode) for mode in bridge.GATEWAY_MODES):
-            found["unprotected"].append(Element(name, comment=network.name))
-    return found
-
-
-Rule = tuple[str, list[bytes], str]
-
-
-def rules(family: int, networks: Sequence[Network]) -> list[Rule]:
-    """Return (chain, expressions, comment) of every rule, in order."""
-    local = [nft.destination_is_local()]
-    if family == NFPROTO_IPV6:
-        # ::1 cannot leave the host (RFC 4291, 2.5.3): connections to it are forwarded in user space.
-        local = [_address(family, _DESTINATION, "::1/128", operator=nft.NOT_EQUAL), *local]
-    jump = nft.verdict(nft.VERDICT_JUMP, "publish")
-    found: list[Rule] = [
-        ("prerouting", [nft.destination_is_local(), jump], "published ports"),
-        ("output", [*local, jump], "published ports, from the host itself"),
-        ("publish", _publish(family, exact=True), "published on one address"),
-        ("publish", _publish(family, exact=False), "published on all addresses"),
-    ]
-    if family == NFPROTO_IPV4:
-        for side, words in ((_SOURCE, "pretended"), (_DESTINATION, "not theirs")):
-            loopback = _address(family, side, "127.0.0.0/8")
-            expressions = [*_interface(nft.META_IIFNAME, "bridges"), loopback, nft.verdict(nft.VERDICT_DROP)]
-            found.append(("raw", expressions, f"the host's loopback addresses: {words}"))
-    found += _forward()
-    return found + _postrouting(family, networks)
-
-
-def _forward() -> list[Rule]:
-    def rule(words: str, verdict: int, *expressions: bytes) -> Rule:
-        return "forward", [*expressions, nft.verdict(verdict)], words
-
-    entering = _interface(nft.META_OIFNAME, "bridges")
-    pair = [nft.meta(nft.META_IIFNAME, nft.REG_1), nft.meta(nft.META_OIFNAME, nft.REG_2), nft.lookup("icc")]
-    return [
-        rule("containers of one network", nft.VERDICT_ACCEPT, *pair),
-        rule("out of an internal network", nft.VERDICT_DROP, *_interface(nft.META_IIFNAME, "internal")),
-        rule("into an internal network", nft.VERDICT_DROP, *_interface(nft.META_OIFNAME, "internal")),
-        rule(
-            "not ours to judge, but we made this host forward",
-            nft.VERDICT_DROP,
-            *_interface(nft.META_IIFNAME, "guarded"),
-            *_interface(nft.META_OIFNAME, "guarded"),
-        ),
-        rule(
-            "outbound and foreign",
-            nft.VERDICT_ACCEPT,
-            nft.meta(nft.META_OIFNAME),
-            nft.lookup("bridges", inverted=True),
-        ),
-        rule("replies", nft.VERDICT_ACCEPT, nft.conntrack_any(nft.CT_STATE, nft.CT_ESTABLISHED | nft.CT_RELATED)),
-        rule("published ports", nft.VERDICT_ACCEPT, nft.conntrack_any(nft.CT_STATUS, nft.CT_DST_NAT)),
-        rule("open networks", nft.VERDICT_ACCEPT, *_interface(nft.META_OIFNAME, "unprotected")),
-        rule("not published", nft.VERDICT_DROP, *entering),
-    ]
-
-
-def _postrouting(family: int, networks: Sequence[Network]) -> list[Rule]:
-    found: list[Rule] = []
-    if family == NFPROTO_IPV4:
-        loopback = [_address(family, _SOURCE, "127.0.0.0/8"), *_interface(nft.META_OIFNAME, "bridges")]
-        found.append(("postrouting", [*loopback, nft.masquerade()], "published on loopback"))
-    for network in networks:
-        name = interface(network.interface)
-        for pool in network.pools:
-            if ip_network(pool.subnet).version != _VERSION[family]:
-                continue
-            source = _address(family, _SOURCE, pool.subnet)
-            out = nft.meta(nft.META_OIFNAME)
-            redirected = nft.conntrack_any(nft.CT_STATUS, nft.CT_DST_NAT)
-            hairpin = [source, out, nft.compare(name), redirected, nft.masquerade()]
-            found.append(("postrouting", hairpin, f"{network.name}: to itself by a published port"))
-            if network.flag(bridge.MASQUERADE, True) and not network.internal:
-                away = [source, out, nft.compare(name, operator=nft.NOT_EQUAL), *_source_nat(family, network)]
-                found.append(("postrouting", away, f"{network.name}: outbound"))
-    return found
-
-
-def _source_nat(family: int, network: Network) -> list[bytes]:
-    address = network.options.get(bridge.HOST_ADDRESS[_VERSION[family]])
-    if not address:
-        return [nft.masquerade()]
-    return [nft.immediate(ip_address(address).packed), nft.snat(family, nft.REG_1)]
-
-
-def _publish(family: int, *, exact: bool) -> list[bytes]:
-    """Look the packet's destination up in a map and redirect it; a packet that is not in it goes on."""
-    offset, length = _DESTINATION[family]
-    service = nft.REG32 + 1 + (length // 4 if exact else 0)
-    load = [nft.meta(nft.META_L4PROTO, nft.REG32)]
-    if exact:
-        load.append(nft.payload(nft.NETWORK, offset, length, nft.REG32 + 1))
-    return [
-        *load,
-        nft.payload(nft.TRANSPORT, 2, 2, service),
-        nft.lookup("published" if exact else "published_any", into=nft.REG_1, register=nft.REG32),
-        nft.dnat(family, nft.REG_1, nft.REG32 + length // 4),
-    ]
-
-
-def _address(family: int, side: dict[int, tuple[int, int]], subnet: str, *, operator: int = nft.EQUAL) -> bytes:
-    network = ip_network(subnet)
-    offset, length = side[family]
-    load = nft.payload(nft.NETWORK, offset, length)
-    if network.prefixlen < network.max_prefixlen:
-        load += nft.mask(network.netmask.packed)
-    return load + nft.compare(network.network_address.packed, operator=operator)
-
-
-def _interface(key: int, set_name: str) -> list[bytes]:
-    return [nft.meta(key), nft.lookup(set_name)]
+def of_config(config: NetworkConfig, host: Links) -> Firewall | None:
+    """Open the firewall for the families that are wanted and that the host has; None for none at all."""
+    families = [NFPROTO_IPV4] if config.iptables else []
+    if config.ip6tables and sysctls.read("net.ipv6.conf.all.forwarding") is not None:
+        families.append(NFPROTO_IPV6)
+    settings = Settings(
+        allow_direct=config.allow_direct_routing,
+        accept_mark=config.accept_fwmark,
+        detour=detour.up(host, config.table_name) if config.respect_host_firewall else None,
+    )
+    if not config.respect_host_firewall:
+        detour.down(host, config.table_name)
+    try:
+        return Firewall(config.table_name, families, settings)
+    except Unsupported:
+        if families:
+            raise
+        return None

@@ -8,17 +8,32 @@ when we switched forwarding on (`Firewall.guard`). Interfaces made later belong 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from dray.linux.links import IFF_LOOPBACK, Links
 from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
 from dray.network import sysctls
 from dray.network.firewall import Firewall
+from dray.network.model import Network
 
 _SWITCHES = {
     NFPROTO_IPV4: ("net.ipv4.ip_forward",),
     NFPROTO_IPV6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding"),
 }
+
+
+def follow(
+    bridges: Sequence[Network], host: Links, firewall: Firewall | None, veths: Collection[str], *, drop: bool
+) -> None:
+    """Switch forwarding on for the families that these bridges use; `veths` are the host ends of endpoints."""
+    ours = {network.interface for network in bridges} | set(veths)
+    routed = [network for network in bridges if not network.internal]
+    for family, used in (
+        (NFPROTO_IPV4, any(network.ipv4 for network in routed)),
+        (NFPROTO_IPV6, any(network.ipv6 for network in routed)),
+    ):
+        if used:
+            enable(family, host, firewall, ours, drop=drop)
 
 
 def enable(family: int, host: Links, firewall: Firewall | None, ours: Collection[str], *, drop: bool) -> None:

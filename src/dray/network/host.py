@@ -11,6 +11,13 @@ class HostDriver:
 
     name = "host"
 
+    def interface(self, network: Network) -> str:
+        """No interface of its own."""
+        return ""
+
+    def share(self, network: Network, other: Network) -> None:
+        """Nothing to share."""
+
     def validate(self, network: Network) -> None:
         """Only the predefined network has this driver, and it has no options."""
         if not network.predefined:

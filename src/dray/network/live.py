@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from dray.base.errors import Forbidden
+from dray.linux import links
 from dray.linux.links import Links
 from dray.linux.netlink import Request
 from dray.network import endpoints, sandbox
@@ -37,3 +39,18 @@ def reroute(inside: Links, before: Sequence[Endpoint], after: Sequence[Endpoint]
             beginning += sandbox.default_routes(new, link.index)
     inside.apply(ending)
     inside.apply(beginning)
+
+
+def forget(inside: Links, endpoint: Endpoint) -> None:
+    """Delete an endpoint's interface in a sandbox that lives on."""
+    if endpoint.interface:
+        with contextlib.suppress(OSError):  # somebody in the container was faster
+            inside.apply([links.delete_request(endpoint.interface)])
+
+
+def delete(names: Sequence[str]) -> None:
+    """Delete interfaces: slow (15 ms each and more), so on a thread, over a socket of its own."""
+    with Links.open() as host:
+        for name in names:
+            with contextlib.suppress(OSError):  # gone with its namespace meanwhile
+                host.apply([links.delete_request(name)])

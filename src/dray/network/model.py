@@ -35,14 +35,10 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     configured: bool = False
 
 
-class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """A network. `created` is unix nanoseconds; `interface` the host's interface behind it (a bridge's name)."""
+class NetworkTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What an ask for a network and the network itself have in common, under the API's names."""
 
-    id: str
     name: str
-    driver: str
-    created: int = 0
-    scope: str = "local"
     ipv4: bool = True
     ipv6: bool = False
     internal: bool = False
@@ -50,11 +46,20 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     ingress: bool = False
     config_only: bool = False
     config_from: str = ""
-    ipam_driver: str = "default"
     ipam_options: dict[str, str] = {}
     pools: list[Pool] = []
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+
+
+class Network(NetworkTerms, frozen=True, kw_only=True):
+    """A network. `created` is unix nanoseconds; `interface` the host's interface behind it (a bridge's name)."""
+
+    id: str
+    driver: str
+    created: int = 0
+    scope: str = "local"
+    ipam_driver: str = "default"
     interface: str = ""
 
     @property
@@ -68,7 +73,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PortBinding(msgspec.Struct, frozen=True, kw_only=True):
-    """A published port. `host_ip` is the address it is bound to, `0.0.0.0` or `::` for all of a family."""
+    """A published port. `host_ip` is the address it is bound to, `0.0.0.0` or `::` for all of a family.
+    `host_port` 0: on no address of the host, but open at the container's own (a routed network)."""
 
     protocol: str
     container_port: int
@@ -80,7 +86,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A container's membership in a network. Addresses are plain text without prefix, empty when absent.
 
     `names` are what the network's DNS answers for it (container name, short id, aliases, hostname). `veth` is the
-    host's end. `default4` and `default6` mark the endpoint that carries the sandbox's default route.
+    host's end, empty where there is none. `link_local` are further addresses, with prefix. `on_link`: the default
+    route has no gateway, the interface itself leads everywhere. `ingress_rate` and `egress_rate` are limits in
+    bytes per second, 0 for none. `default4` and `default6` mark the endpoint that carries the sandbox's default route.
     """
 
     id: str
@@ -98,6 +106,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: str = ""
     prefix6: int = 0
     gateway6: str = ""
+    link_local: list[str] = []
+    on_link: bool = False
+    ingress_rate: int = 0
+    egress_rate: int = 0
     internal: bool = False
     default4: bool = False
     default6: bool = False
@@ -196,13 +208,16 @@ class NetworkConfig:
     """The daemon's networking settings, under dockerd's own names.
 
     bridge: name of the default bridge's interface (made when missing), `none` for no default network
-    table: name of the nftables tables; two daemons on one host need two
+    table: name of the nftables tables, of which each daemon of a host needs its own; empty: from the bridge's name
     default_binding: the address that ports are published on when none is named (`--ip`)
     address_pools: (CIDR, prefix length) that networks without a subnet are cut from; empty: Docker's defaults
     ipv6_pools: the same for IPv6; empty: a ULA prefix made from the machine's id
     iptables, ip6tables: keep firewall rules for IPv4, IPv6. Without them ports are published in user space
     userland_proxy: forward in user space where NAT does not reach
     default_network_opts: driver → options of new networks
+    allow_direct_routing: published ports may be reached by the containers' own addresses from outside
+    accept_fwmark: (value, mask) of packet marks that pass into every bridge
+    respect_host_firewall: the host's own INPUT rules hold for published ports
     host_gateway_ips: what `host-gateway` stands for in --add-host; empty: the default bridge's addresses
     """
 
@@ -228,6 +243,9 @@ class NetworkConfig:
     ipv6_pools: Sequence[tuple[str, int]] = ()
     default_network_opts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     host_gateway_ips: Sequence[str] = ()
+    allow_direct_routing: bool = False
+    accept_fwmark: tuple[int, int] | None = None
+    respect_host_firewall: bool = False
 
     @property
     def table_name(self) -> str:
@@ -239,6 +257,12 @@ class Driver(Protocol):
     """What a kind of network does to the kernel. Every verb may be repeated: it makes the state so."""
 
     name: str
+
+    def interface(self, network: Network) -> str:
+        """Return the name of the host's interface behind a new network; empty for none."""
+
+    def share(self, network: Network, other: Network) -> None:
+        """Raise Forbidden if a new network may not have the same host's interface as another network."""
 
     def validate(self, network: Network) -> None:
         """Raise InvalidParameter or Unsupported, naming it, for an option that this driver does not have."""

@@ -6,43 +6,22 @@ the moment of a crash, every bridge of ours has a record, and start-up makes the
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_interface, ip_network
 
 import msgspec
 
 from dray.base import digest
-from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound, Unsupported
+from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound
 from dray.base.records import Change, Records
 from dray.linux.links import Interface, Links
-from dray.network import bridge, ipam
+from dray.network import asks, ipam, options
+from dray.network.asks import NetworkAsk
 from dray.network.ipam import Ipam, Subnet
 from dray.network.model import KIND, PREDEFINED, Driver, Network, NetworkConfig, Pool
 
 DEFAULT_GATEWAY = {4: "DefaultGatewayIPv4", 6: "DefaultGatewayIPv6"}
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
-
-
-class NetworkAsk(msgspec.Struct, frozen=True, kw_only=True):
-    """A network to create, as the API asks for it (`POST /networks/create`)."""
-
-    name: str
-    driver: str = ""
-    scope: str = ""
-    ipv4: bool = True
-    ipv6: bool = False
-    internal: bool = False
-    attachable: bool = False
-    ingress: bool = False
-    config_only: bool = False
-    config_from: str = ""
-    ipam_driver: str = ""
-    ipam_options: dict[str, str] = {}
-    pools: list[Pool] = []
-    options: dict[str, str] = {}
-    labels: dict[str, str] = {}
 
 
 class Networks:
@@ -112,7 +91,7 @@ class Networks:
     def create(self, ask: NetworkAsk) -> Network:
         """Check an ask, choose its subnets and store the network. The kernel's side is the caller's next step;
         `forget` undoes this one."""
-        _check(ask)
+        asks.check(ask)
         if ask.name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {ask.name} network ")
         if any(network.name == ask.name for network in self._by_id.values()):
@@ -121,13 +100,10 @@ class Networks:
         if network.config_only:
             self._keep(network, None)
             return network
+        self._drivers[network.driver].validate(network)
         for other in self._by_id.values():
             if other.interface and other.interface == network.interface:
-                raise Forbidden(
-                    f"cannot create network {network.id} ({network.interface}): conflicts with network {other.id} "
-                    f"({other.interface}): networks have same bridge name"
-                )
-        self._drivers[network.driver].validate(network)
+                self._drivers[network.driver].share(network, other)
         pools = self._choose_pools(network)
         network = msgspec.structs.replace(network, pools=pools)
         self._ipam.add(network.id, pools)
@@ -152,26 +128,16 @@ class Networks:
                 f'network driver "{driver}" not found: this engine has {", ".join(sorted(self._drivers))}'
             )
         network_id = digest.new_id()
-        options = dict(self._config.default_network_opts.get(driver, {})) | ask.options
+        opts = dict(self._config.default_network_opts.get(driver, {})) | ask.options
         network = Network(
+            **ask.terms() | {"options": ask.options if ask.config_only else opts},
             id=network_id,
-            name=ask.name,
             driver="null" if ask.config_only else driver,
             created=time.time_ns(),
-            ipv4=ask.ipv4,
-            ipv6=ask.ipv6,
-            internal=ask.internal,
-            attachable=ask.attachable,
-            config_only=ask.config_only,
-            config_from=ask.config_from,
-            ipam_options=ask.ipam_options,
-            pools=ask.pools,
-            options=options,
-            labels=ask.labels,
-            interface="" if ask.config_only else options.get(bridge.NAME) or f"br-{network_id[:12]}",
+            ipam_driver=ask.ipam_driver or "default",
         )
         if not ask.config_from:
-            return network
+            return self._named(network)
         source = self.resolve(ask.config_from)
         if not source.config_only:
             raise Forbidden(
@@ -181,8 +147,9 @@ class Networks:
             raise Forbidden(
                 "user specified configurations are not supported if the network depends on a configuration network"
             )
-        return msgspec.structs.replace(
+        network = msgspec.structs.replace(
             network,
+            ipam_driver=source.ipam_driver,
             ipv4=source.ipv4,
             ipv6=source.ipv6,
             internal=source.internal,
@@ -190,8 +157,17 @@ class Networks:
             options=source.options,
             labels=source.labels | ask.labels,
         )
+        return self._named(network)
+
+    def _named(self, network: Network) -> Network:
+        """Return a network with the name of the host's interface that will be behind it."""
+        if network.config_only:
+            return network
+        return msgspec.structs.replace(network, interface=self._drivers[network.driver].interface(network))
 
     def _choose_pools(self, network: Network) -> list[Pool]:
+        if network.ipam_driver == "null" or network.driver in ("host", "null"):
+            return []
         pools: list[Pool] = []
         versions: set[int] = set()
         for pool in network.pools:
@@ -227,13 +203,13 @@ class Networks:
             pools.append(
                 self._default_pool(6, config.bip6, config.fixed_cidr_v6, config.default_gateway_v6, before)
             )
-        options = {
-            bridge.DEFAULT_BRIDGE: "true",
-            bridge.ICC: str(config.icc).lower(),
-            bridge.MASQUERADE: str(config.ip_masq).lower(),
-            bridge.HOST_BINDING: config.default_binding,
-            bridge.NAME: config.bridge,
-            bridge.MTU: str(config.mtu or 1500),
+        opts = {
+            options.DEFAULT_BRIDGE: "true",
+            options.ICC: str(config.icc).lower(),
+            options.MASQUERADE: str(config.ip_masq).lower(),
+            options.HOST_BINDING: config.default_binding,
+            options.NAME: config.bridge,
+            options.MTU: str(config.mtu or 1500),
         }
         return Network(
             id=before.id if before else digest.new_id(),
@@ -242,7 +218,7 @@ class Networks:
             created=before.created if before else time.time_ns(),
             ipv6=config.ipv6,
             pools=pools,
-            options=options,
+            options=opts,
             interface=config.bridge,
         )
 
@@ -292,34 +268,3 @@ def _interface(text: str, version: int) -> Interface:
     ):
         raise InvalidParameter(f"invalid bridge address {text}: it is the network's own address")
     return interface
-
-
-def _check(ask: NetworkAsk) -> None:
-    if not ask.name.strip():
-        raise InvalidParameter("invalid network name: name is empty")
-    if not _NAME.fullmatch(ask.name):
-        raise InvalidParameter(
-            f"invalid network name: {ask.name}: only letters, digits and _.- are allowed, a letter or digit first"
-        )
-    if ask.scope not in ("", "local"):
-        raise Unsupported(f"network scope {ask.scope} is not supported: this engine is not part of a swarm")
-    if ask.ingress:
-        raise Unsupported("ingress networks are not supported: this engine is not part of a swarm")
-    if ask.ipam_driver not in ("", "default"):
-        raise NotFound(f'IPAM driver "{ask.ipam_driver}" not found: this engine has default')
-    for option in ask.ipam_options:
-        raise InvalidParameter(f"unknown option {option} of the default IPAM driver")
-    if ask.config_only and ask.config_from:
-        raise Forbidden("a configuration network cannot depend on another configuration network")
-    if not ask.ipv4 and not ask.ipv6:
-        raise InvalidParameter("IPv4 or IPv6 must be enabled")
-    for pool in ask.pools:
-        for text in filter(None, [pool.gateway, *pool.auxiliary.values()]):
-            _check_address(text)
-
-
-def _check_address(text: str) -> None:
-    try:
-        ip_address(text)
-    except ValueError:
-        raise InvalidParameter(f"invalid address {text}: not an IP address") from None

@@ -17,13 +17,12 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from dray.base.errors import Internal, InvalidParameter
 from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
 from dray.network import sysctls
-from dray.network.firewall import PROTOCOLS, Published
 from dray.network.model import Endpoint, PortAsk, PortBinding
+from dray.network.rules import PROTOCOLS, Published, parsed
 
 _BACKLOG = 512
 _KINDS = {
@@ -50,11 +49,17 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How host ports can lead to a container: families with NAT rules, forwarding in user space, host's IPv6."""
+    """How host ports can lead to a container: families with NAT rules, forwarding in user space, host's IPv6.
+
+    routed: families whose container addresses are routed: no host port, the container's own is opened
+    direct: published ports are opened at the container's own address as well
+    """
 
     families: tuple[int, ...]
     userland: bool
     ipv6: bool
+    routed: tuple[int, ...] = ()
+    direct: bool = False
 
 
 class HostPorts:
@@ -67,7 +72,8 @@ class HostPorts:
     def adopt(self, container_id: str, bindings: Iterable[PortBinding]) -> None:
         """Remember what a running container holds already."""
         for binding in bindings:
-            self._hold(container_id, binding)
+            if binding.host_port:
+                self._hold(container_id, binding)
 
     def release(self, container_id: str, bindings: Iterable[PortBinding]) -> None:
         """Forget what a container held."""
@@ -88,6 +94,7 @@ class HostPorts:
         found: list[Reservation] = []
         for ask in sorted(asks, key=lambda ask: (ask.first == 0, ask.last != ask.first)):
             _check(ask)
+            found += _opened(endpoint, ask, default_ip, reach)
             try:
                 found += self._reserve(endpoint, ask, default_ip, reach, undo)
             except PortTaken as error:
@@ -100,9 +107,13 @@ class HostPorts:
     def _reserve(
         self, endpoint: Endpoint, ask: PortAsk, default_ip: str, reach: Reach, undo: ExitStack
     ) -> list[Reservation]:
+        addresses = _host_addresses(ask, default_ip, reach)
+        left = [host for host in addresses if _family(host) not in reach.routed]
+        if addresses and not left:
+            return []
         wanted = [
             (host, forward, published)
-            for host in _host_addresses(ask, default_ip, reach)
+            for host in left
             for forward, published in [_way(endpoint, ask, host, reach)]
             if forward or published
         ]
@@ -114,7 +125,7 @@ class HostPorts:
         failure: PortTaken | None = None
         for port in self._candidates(ask):
             try:
-                return self._reserve_at(port, endpoint, ask, wanted, undo)
+                return self._reserve_at(port, endpoint, ask, wanted, reach.direct, undo)
             except PortTaken as error:
                 failure = error
         if failure is not None and ask.first and ask.first == ask.last:
@@ -122,7 +133,13 @@ class HostPorts:
         raise PortTaken(f"Bind for {_join(wanted[0][0], ask.first)} failed: all ports are allocated")
 
     def _reserve_at(
-        self, port: int, endpoint: Endpoint, ask: PortAsk, wanted: list[tuple[str, str, bool]], undo: ExitStack
+        self,
+        port: int,
+        endpoint: Endpoint,
+        ask: PortAsk,
+        wanted: list[tuple[str, str, bool]],
+        direct: bool,
+        undo: ExitStack,
     ) -> list[Reservation]:
         """Take one host port on all the addresses, or none."""
         with ExitStack() as partial:
@@ -146,7 +163,7 @@ class HostPorts:
                 )
                 redirect = None
                 if published:
-                    redirect = published_port(endpoint, binding)
+                    redirect = published_port(endpoint, binding, direct=direct)
                 self._hold(endpoint.container_id, binding)
                 partial.callback(self.release, endpoint.container_id, [binding])
                 found.append(Reservation(binding, sock, redirect, forward))
@@ -165,11 +182,11 @@ class HostPorts:
             yield port
 
     def _taken(self, protocol: str, host: str, port: int) -> bool:
-        version = ip_address(host).version
+        wanted = parsed(host)
         for other in self._held.get((protocol, port), ()):
-            address = ip_address(other)
-            if address.version == version and (
-                address.is_unspecified or other == host or ip_address(host).is_unspecified
+            address = parsed(other)
+            if address.version == wanted.version and (
+                address.is_unspecified or other == host or wanted.is_unspecified
             ):
                 return True
         return False
@@ -178,8 +195,11 @@ class HostPorts:
         self._held.setdefault((binding.protocol, binding.host_port), {})[binding.host_ip] = container_id
 
 
-def published_port(endpoint: Endpoint, binding: PortBinding) -> Published | None:
-    """Return the redirection of a binding, or None if the container has no address of its family."""
+def published_port(endpoint: Endpoint, binding: PortBinding, *, direct: bool = False) -> Published | None:
+    """Return the redirection of a binding, or None if the container has no address of its family.
+
+    direct: the container's own port is opened as well (as it is for a binding without a host port)
+    """
     address = endpoint.ipv6 if ":" in binding.host_ip else endpoint.ipv4
     if not address:
         return None
@@ -189,8 +209,25 @@ def published_port(endpoint: Endpoint, binding: PortBinding) -> Published | None
         host_port=binding.host_port,
         address=address,
         port=binding.container_port,
+        direct=direct or not binding.host_port,
         comment=endpoint.container_id[:12],
     )
+
+
+def _opened(endpoint: Endpoint, ask: PortAsk, default_ip: str, reach: Reach) -> list[Reservation]:
+    """Return what a port is on routed networks: open at the container's own address, on none of the host."""
+    found: list[Reservation] = []
+    for host in _host_addresses(ask, default_ip, reach):
+        if _family(host) in reach.routed:
+            binding = PortBinding(
+                protocol=ask.protocol, container_port=ask.container_port, host_ip=host, host_port=0
+            )
+            found.append(Reservation(binding, None, published_port(endpoint, binding), ""))
+    return found
+
+
+def _family(host: str) -> int:
+    return NFPROTO_IPV6 if ":" in host else NFPROTO_IPV4
 
 
 def _check(ask: PortAsk) -> None:
@@ -201,14 +238,14 @@ def _check(ask: PortAsk) -> None:
         raise InvalidParameter(f"invalid port: {ask.first}-{last}:{ask.container_port}")
     if ask.host_ip:
         try:
-            ip_address(ask.host_ip)
+            parsed(ask.host_ip)
         except ValueError:
             raise InvalidParameter(f"invalid hostIP: {ask.host_ip}") from None
 
 
 def _host_addresses(ask: PortAsk, default_ip: str, reach: Reach) -> list[str]:
     if ask.host_ip:
-        return [str(ip_address(ask.host_ip))]
+        return [str(parsed(ask.host_ip))]
     if default_ip == "0.0.0.0" and reach.ipv6:
         return ["0.0.0.0", "::"]
     return [default_ip]
@@ -216,7 +253,7 @@ def _host_addresses(ask: PortAsk, default_ip: str, reach: Reach) -> list[str]:
 
 def _way(endpoint: Endpoint, ask: PortAsk, host: str, reach: Reach) -> tuple[str, bool]:
     """Return (address to forward to in user space or "", whether NAT redirects) for a host address."""
-    family = NFPROTO_IPV6 if ":" in host else NFPROTO_IPV4
+    family = _family(host)
     own, other = (endpoint.ipv4, endpoint.ipv6) if family == NFPROTO_IPV4 else (endpoint.ipv6, endpoint.ipv4)
     redirected = family in reach.families and bool(own) and host != "::1"
     served = not redirected or host == "::"  # ::1 is among the addresses of ::

@@ -11,16 +11,26 @@ import msgspec
 
 from dray.linux import conntrack
 from dray.linux.links import Links
-from dray.network import bridge, sysctls
-from dray.network.firewall import Firewall, Published
+from dray.linux.nftables import NFPROTO_IPV4
+from dray.network import options, sysctls
+from dray.network.firewall import FAMILIES, Firewall
 from dray.network.model import Attachment, Endpoint, Network, NetworkConfig, PortAsk, SandboxAsk
 from dray.network.ports import HostPorts, Reach, published_port
+from dray.network.rules import Published
 
 
 class Publisher:
     """Publishes ports of containers. Borrows the firewall (None: everything goes through user space)."""
 
-    def __init__(self, config: NetworkConfig, firewall: Firewall | None, ports: HostPorts, host: Links) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        firewall: Firewall | None,
+        ports: HostPorts,
+        host: Links,
+        network: Callable[[str], Network],
+    ) -> None:
+        self._network = network
         self._config = config
         self._firewall = firewall
         self._ports = ports
@@ -30,7 +40,6 @@ class Publisher:
         self,
         held: Sequence[Endpoint],
         ask: SandboxAsk,
-        network: Callable[[str], Network],
         made: Attachment,
         undo: ExitStack,
     ) -> list[Endpoint]:
@@ -41,8 +50,11 @@ class Publisher:
         if not asks or index is None:
             return list(held)
         endpoint = held[index]
-        default_ip = network(endpoint.network_id).options.get(bridge.HOST_BINDING) or self._config.default_binding
-        reserved = self._ports.reserve(endpoint, asks, default_ip, self._reach(), undo)
+        network = self._network(endpoint.network_id)
+        if network.driver != "bridge":
+            return list(held)  # its containers are on the host's own wire: nothing leads there by a host port
+        default_ip = network.options.get(options.HOST_BINDING) or self._config.default_binding
+        reserved = self._ports.reserve(endpoint, asks, default_ip, self._reach(network), undo)
         redirections = [one.published for one in reserved if one.published is not None]
         self._redirect(redirections, undo)
         for one in reserved:
@@ -63,7 +75,10 @@ class Publisher:
 
     def redirections(self, endpoints: Iterable[Endpoint]) -> list[Published]:
         """Return the redirections of endpoints' published ports."""
-        found = [published_port(endpoint, binding) for endpoint in endpoints for binding in endpoint.ports]
+        found: list[Published | None] = []
+        for endpoint in endpoints:
+            direct = bool(endpoint.ports) and self._direct(self._network(endpoint.network_id))
+            found += [published_port(endpoint, binding, direct=direct) for binding in endpoint.ports]
         families = self._firewall.families if self._firewall is not None else ()
         return [port for port in found if port is not None and port.family in families and port.host_ip != "::1"]
 
@@ -122,9 +137,18 @@ class Publisher:
                 lambda flow, old=old: flow.answered_from == old,  # type: ignore[misc]
             )
 
-    def _reach(self) -> Reach:
-        families = self._firewall.families if self._firewall is not None else ()
-        return Reach(families=families, userland=self._config.userland_proxy, ipv6=sysctls.has_ipv6())
+    def _direct(self, network: Network) -> bool:
+        return self._config.allow_direct_routing or bool(options.trusted_interfaces(network))
+
+    def _reach(self, network: Network) -> Reach:
+        modes = {family: options.gateway_mode(network, 4 if family == NFPROTO_IPV4 else 6) for family in FAMILIES}
+        return Reach(
+            families=self._firewall.families if self._firewall is not None else (),
+            userland=self._config.userland_proxy,
+            ipv6=sysctls.has_ipv6(),
+            routed=tuple(family for family, mode in modes.items() if mode == "routed"),
+            direct=self._direct(network),
+        )
 
 
 def _asks(ask: SandboxAsk) -> list[PortAsk]:
@@ -149,7 +173,7 @@ def _carrier(held: Sequence[Endpoint]) -> int | None:
 
 
 def _udp(redirections: Iterable[Published]) -> list[Published]:
-    return [port for port in redirections if port.protocol == "udp"]
+    return [port for port in redirections if port.protocol == "udp" and port.host_port]
 
 
 def _family(port: Published) -> int:

@@ -12,7 +12,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from typing import TypeVar
 
 from dray.base import files
@@ -20,6 +20,7 @@ from dray.base.errors import DrayError, Internal, NotFound
 from dray.linux import libc, links
 from dray.linux.links import Links
 from dray.linux.netlink import Request
+from dray.network import bandwidth
 from dray.network.model import Endpoint, NamespaceSource
 
 T = TypeVar("T")
@@ -117,7 +118,9 @@ def wire(inside: Links, endpoints: Sequence[Endpoint], *, fresh: bool = True) ->
             raise Internal(f"interface {endpoint.interface} is missing in its sandbox")
         requests.append(links.up_request(link.index, link_local=bool(endpoint.ipv6)))
         requests += [links.address_request(link.index, interface) for interface in endpoint.interfaces()]
+        requests += [links.address_request(link.index, ip_interface(text)) for text in endpoint.link_local]
         requests += default_routes(endpoint, link.index)
+        requests += bandwidth.egress_requests(endpoint, link.index)
         requests.append(links.settle_request(endpoint.interface))
     inside.apply(requests)
 
@@ -126,9 +129,9 @@ def default_routes(endpoint: Endpoint, index: int, *, remove: bool = False) -> l
     """Return the requests that add (or remove) the default routes that the endpoint carries."""
     carried = ((4, endpoint.default4, endpoint.gateway4), (6, endpoint.default6, endpoint.gateway6))
     return [
-        links.default_route_request(index, ip_address(gateway), version, remove=remove)
+        links.default_route_request(index, ip_address(gateway) if gateway else None, version, remove=remove)
         for version, carries, gateway in carried
-        if carries and gateway
+        if carries and (gateway or endpoint.on_link)
     ]
 
 

@@ -12,6 +12,7 @@ import stat
 from dataclasses import dataclass
 from typing import Protocol
 
+from dray.base.errors import StartError
 from dray.linux import libc, mounts
 from dray.runtime.model import Mount
 from dray.runtime.stage import Stage
@@ -192,16 +193,21 @@ class BindMount:
             target = mounts.make_in_root(stage.root, self.target, directory=directory)
             try:
                 if stat.S_ISDIR(os.fstat(target).st_mode) != directory:
-                    kind, other = ("directory", "file") if directory else ("file", "directory")
-                    raise OSError(
-                        errno.ENOTDIR,
-                        f"the source is a {kind} and the target is a {other}: check that the source is what you meant",
-                    )
+                    raise self._mismatch(directory=directory)
                 mounts.attach(tree, target)
             finally:
                 os.close(target)
         finally:
             os.close(tree)
+
+    def _mismatch(self, *, directory: bool) -> StartError:
+        here, there = ("a directory", "a file") if directory else ("a file", "a directory")
+        return StartError(
+            f'error mounting "{self.source}" to rootfs at "{self.target}": {here} cannot be mounted on {there}: not a '
+            "directory: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host "
+            "path exists and is the expected type",
+            127,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from dray import __version__
 from dray.api import versions
 from dray.base.errors import DrayError
 from dray.server import access, replies
-from dray.server.backends import Backends
+from dray.server.backends import Authorization, Backends
 from dray.server.call import Call
 from dray.server.hijack import EngineConnection
 from dray.server.httpserver import BaseRequest, Response, Server, StreamResponse
-from dray.server.router import Router
+from dray.server.router import Route, Router
 from dray.server.routes import TABLES
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,10 @@ class Api(Server):
             versions.check(version)
             route, params = found
             call = Call(request, version, params, query, common)
+            if self._backends.authorization is not None:
+                return self._finished(
+                    await self._authorized(self._backends.authorization, route, call, path), common
+                )
             return self._finished(await route.handler(self._backends, call), common)
         except Exception as failure:
             if request.transport is None or request.transport.is_closing():
@@ -108,6 +112,17 @@ class Api(Server):
                 request.transport.abort()
                 return Response()
             return self._failed(request, failure, common or {"Server": SERVER}, plain=plain)
+
+    async def _authorized(
+        self, authorization: Authorization, route: Route, call: Call, path: str
+    ) -> StreamResponse:
+        """Handle a request that plugins have a say in. What was streamed already can only be cut."""
+        shown = await authorization.request(call, path)
+        response = await route.handler(self._backends, call)
+        transport = call.request.transport
+        if transport is not None and not transport.is_closing():  # a connection that was taken over has no answer
+            await authorization.response(shown, response)
+        return response
 
     @staticmethod
     def _finished(response: StreamResponse, headers: dict[str, str]) -> StreamResponse:

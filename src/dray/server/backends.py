@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from dray.api import models
 from dray.api.filters import Filters
@@ -31,6 +31,8 @@ from dray.api.requests import (
     RemoveOptions,
     Upload,
 )
+from dray.server.call import Call
+from dray.server.httpserver import StreamResponse
 
 
 class Containers(Protocol):
@@ -273,6 +275,19 @@ class Volumes(Protocol):
         """Remove unused anonymous volumes, or all unused ones with the filter `all`."""
 
 
+class VolumeTransfer(Protocol):
+    """Volumes under other names, and their files."""
+
+    async def rename(self, name: str, new: str) -> None:
+        """Give a volume another name; Conflict while it is in use or if the name is taken."""
+
+    async def export(self, name: str) -> Download:
+        """Return a volume's files as a tar stream."""
+
+    async def import_(self, name: str, content: Upload) -> models.Volume:
+        """Unpack a tar into a new or empty volume; Conflict if it has files already."""
+
+
 class System(Protocol):
     """The engine itself."""
 
@@ -302,6 +317,16 @@ class Events(Protocol):
         """
 
 
+class Authorization(Protocol):
+    """Who decides about requests. Both verbs raise Forbidden for a denial, Internal if nobody could decide."""
+
+    async def request(self, call: Call, path: str) -> dict[str, Any]:
+        """Decide about a request that is about to be handled; return what was shown, for `response`."""
+
+    async def response(self, shown: dict[str, Any], response: StreamResponse) -> None:
+        """Decide about its answer, before it is sent (a stream: after it has been)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
     """Everything behind the API. A part that is None answers 501, naming what is missing."""
@@ -317,4 +342,6 @@ class Backends:
     builds: Builds | None = None
     networks: Networks | None = None
     volumes: Volumes | None = None
+    volume_transfer: VolumeTransfer | None = None
     events: Events | None = None
+    authorization: Authorization | None = None

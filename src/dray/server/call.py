@@ -20,7 +20,7 @@ from dray.api.versions import Version
 from dray.base.errors import InvalidParameter
 from dray.server.hijack import ClientConnection, EngineConnection, Kind
 from dray.server.httpserver import BaseRequest, hdrs
-from dray.server.uploads import RequestBody
+from dray.server.uploads import KeptBody, RequestBody
 
 T = TypeVar("T", bound=msgspec.Struct)
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _FALSE = frozenset({"", "0", "no", "false", "none"})
 class Call:
     """What a route's handler is given."""
 
-    __slots__ = ("_query", "common_headers", "params", "query_string", "request", "responding", "version")
+    __slots__ = ("_kept", "_query", "common_headers", "params", "query_string", "request", "responding", "version")
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class Call:
         self.common_headers = common_headers
         self.responding = False  # a head was sent: a failure can only cut the connection
         self._query: dict[str, list[str]] | None = None
+        self._kept: bytes | None = None
 
     @property
     def query(self) -> dict[str, list[str]]:
@@ -106,6 +107,8 @@ class Call:
 
     async def body(self, limit: int = BODY_LIMIT) -> bytes:
         """Read the whole body; InvalidParameter when it is larger than `limit`."""
+        if self._kept is not None:
+            return self._kept
         self._go_on()
         chunks, size = [], 0
         async for chunk in self.request.content.iter_any():
@@ -114,6 +117,11 @@ class Call:
                 raise InvalidParameter(f"request body is larger than {limit} bytes")
             chunks.append(chunk)
         return b"".join(chunks)
+
+    async def keep_body(self) -> bytes:
+        """Read the whole body for somebody who is to see it first; whoever reads it later gets the same bytes."""
+        self._kept = await self.body()
+        return self._kept
 
     def _go_on(self) -> None:
         """Tell a client that waits with its body to send it (RFC 9110, 10.1.1)."""
@@ -143,6 +151,8 @@ class Call:
 
     def upload(self) -> RequestBody:
         """Return the body as a stream."""
+        if self._kept is not None:
+            return RequestBody(KeptBody(self._kept))
         self._go_on()
         return RequestBody(self.request.content)
 

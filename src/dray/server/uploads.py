@@ -6,17 +6,34 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator
-
-from dray.server.httpserver import StreamReader
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Protocol
 
 _PIPE_SIZE = 1 << 20
+
+
+class Content(Protocol):
+    """Where a body comes from (aiohttp's StreamReader is one)."""
+
+    def iter_any(self) -> AsyncIterable[bytes]:
+        """Yield the body in pieces."""
+
+
+class KeptBody:
+    """A body that was read before."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        """Yield it."""
+        yield self._data
 
 
 class RequestBody:
     """The body of one request (`api.requests.Upload`)."""
 
-    def __init__(self, content: StreamReader) -> None:
+    def __init__(self, content: Content) -> None:
         self._content = content
 
     def __aiter__(self) -> AsyncIterator[bytes]:

@@ -5,7 +5,8 @@
 
 Volumes are records (kind `volume`, key name). A volume made with options (`type`, `o`, `device`, as for mount(8)) is
 mounted on its `_data` when a container first needs it, so that all containers share one mount, and unmounted when
-the last one is gone; with `o=bind` nothing is mounted, containers bind the device itself.
+the last one is gone; what its words say (ro, nosuid …) holds for every container, which binds that mount. A volume
+with `size` and nothing else is a directory with a project quota (`linux.quotas`).
 
 Invariants: a record is written after its directory is there, and is marked before the directory goes, so that after
 a crash a half-removed volume is removed, and data whose record was lost is shown again, never deleted. Who uses a
@@ -26,8 +27,10 @@ from pathlib import Path
 import msgspec
 
 from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.files import owned_fd
 from dray.base.records import Change, Records
-from dray.linux import libc, mounts, trees
+from dray.base.units import parse_bytes
+from dray.linux import libc, mounts, quotas, trees
 from dray.runtime.model import Mount
 
 ANONYMOUS = "com.docker.volume.anonymous"
@@ -39,7 +42,8 @@ _MODE = 0o755
 
 
 class Volume(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A volume. `created` is unix nanoseconds; `removing` marks one whose removal has begun."""
+    """A volume. `created` is unix nanoseconds; `removing` marks one whose removal has begun; `before` is the name
+    that its directory has still, while it is being renamed."""
 
     name: str
     mountpoint: str = ""
@@ -48,6 +52,7 @@ class Volume(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = {}
     options: dict[str, str] = {}
     removing: bool = False
+    before: str = ""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -65,8 +70,11 @@ def check_name(name: str) -> None:
         )
 
 
-def check_options(name: str, options: Mapping[str, str]) -> None:
-    """Refuse options that the local driver does not know, or cannot do, in Docker's words."""
+def check_options(name: str, options: Mapping[str, str], *, quota: bool) -> None:
+    """Refuse options that the local driver does not know, or cannot do, in Docker's words.
+
+    quota: whether the file system below has project quotas
+    """
     for option in options:
         if option not in _OPTIONS:
             raise InvalidParameter(f'create {name}: invalid option: "{option}"')
@@ -74,8 +82,19 @@ def check_options(name: str, options: Mapping[str, str]) -> None:
         for other in needed:
             if option in options and other not in options:
                 raise InvalidParameter(f'create {name}: missing required option: "{other}"')
-    if "size" in options:
-        raise InvalidParameter(f"create {name}: quota size requested but no quota support")
+    if _quota(name, options) and not quota:
+        raise InvalidParameter(
+            f"create {name}: quota size requested but no quota support: the data root's file system needs project "
+            "quotas (xfs or ext4 mounted with prjquota)"
+        )
+
+
+def _quota(name: str, options: Mapping[str, str]) -> int:
+    """Return the bytes of the option `size`, 0 for no limit."""
+    try:
+        return parse_bytes(options["size"]) if options.get("size") else 0
+    except InvalidParameter as error:
+        raise InvalidParameter(f"create {name}: invalid size {options['size']!r}: {error}") from error
 
 
 class Volumes:
@@ -85,6 +104,7 @@ class Volumes:
         self._root = Path(root).absolute()
         self._records = records
         self._lock = threading.RLock()
+        self._mounting: dict[str, threading.Lock] = {}  # a mount may hang: it holds up its own volume alone
         self._root.mkdir(mode=0o701, parents=True, exist_ok=True)
         os.chmod(self._root, 0o701)  # a container's own user may pass through to its volume, not list them
         self._trash = self._root / ".trash"
@@ -97,6 +117,8 @@ class Volumes:
         for volume in list(self._volumes.values()):
             if volume.removing:
                 self._discard(volume)
+            elif volume.before:
+                self._move(volume)
             else:
                 self._data(volume.name).mkdir(mode=_MODE, parents=True, exist_ok=True)
         for entry in os.scandir(self._root):
@@ -142,15 +164,30 @@ class Volumes:
         with self._lock:
             existing = self._volumes.get(name)
             if existing is not None:
+                if options and options != existing.options:
+                    raise Conflict(
+                        f"create {name}: volume already exists with other options ({_words(existing.options)}): "
+                        "remove it first, or ask for it without options"
+                    )
                 return existing
-            check_options(name, options)
-            data = self._data(name)
-            data.parent.mkdir(mode=0o701, exist_ok=True)
-            data.mkdir(mode=_MODE, exist_ok=True)
-            data.chmod(_MODE)
-            volume = Volume(name, str(data), created=time.time_ns(), labels=labels, options=options)
-            self._save(volume)
-            return volume
+            check_options(name, options, quota="size" in options and quotas.is_enforced(self._root))
+            try:
+                return self._make(name, options, labels)
+            except BaseException:
+                self._throw(name)  # a full disk: nothing of it stays
+                raise
+
+    def _make(self, name: str, options: dict[str, str], labels: dict[str, str]) -> Volume:
+        data = self._data(name)
+        data.parent.mkdir(mode=0o701, exist_ok=True)
+        data.mkdir(mode=_MODE, exist_ok=True)
+        data.chmod(_MODE)
+        if size := _quota(name, options):
+            taken = {quotas.project_of(path) for path in self._root.glob("*/_data")}
+            quotas.limit(data, quotas.free_project(taken), size)
+        volume = Volume(name, str(data), created=time.time_ns(), labels=labels, options=options)
+        self._save(volume)
+        return volume
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a volume of that name."""
@@ -187,6 +224,9 @@ class Volumes:
 
     def _discard(self, volume: Volume) -> None:
         self._unmount(volume)
+        if _quota(volume.name, volume.options):
+            with contextlib.suppress(OSError):  # the quota was switched off since
+                quotas.unlimit(self._data(volume.name))
         self._throw(volume.name)
         self._records.write([Change(_KIND, volume.name, None)])
         self._volumes.pop(volume.name, None)
@@ -208,6 +248,34 @@ class Volumes:
         finally:
             os.close(lift)
 
+    def rename(self, name: str, new: str, others: Sequence[Change]) -> Volume:
+        """Give a volume that is not mounted another name, together with the `others` in one write of the records.
+
+        NotFound, InvalidParameter for a bad name, Conflict if the new name is taken.
+        """
+        check_name(new)
+        with self._lock:
+            volume = self.inspect(name)
+            if new in self._volumes:
+                raise Conflict(f"rename {name}: there is a volume {new} already")
+            self.release(name)
+            renamed = msgspec.structs.replace(volume, name=new, mountpoint=str(self._data(new)), before=name)
+            changes = [Change(_KIND, name, None), Change(_KIND, new, _encode(renamed)), *others]
+            self._records.write(changes)  # from here on it has the new name, whatever happens
+            del self._volumes[name]
+            self._volumes[new] = renamed
+            return self._move(renamed)
+
+    def _move(self, volume: Volume) -> Volume:
+        """Have a renamed volume's directory follow."""
+        old, new = self._root / volume.before, self._root / volume.name
+        if old.exists() and not new.exists():
+            os.rename(old, new)
+        self._data(volume.name).mkdir(mode=_MODE, parents=True, exist_ok=True)
+        settled = msgspec.structs.replace(volume, before="")
+        self._save(settled)
+        return settled
+
     def size(self, name: str) -> int:
         """Return the apparent bytes of a volume's files (walks them)."""
         return trees.tree_usage(self.inspect(name).mountpoint)[0]
@@ -215,36 +283,43 @@ class Volumes:
     # --- what containers see
 
     def mounts_for(self, name: str) -> Mount:
-        """Return the bind mount that shows a volume, after mounting what its options say.
+        """Return the bind mount that shows a volume, after mounting what its options say (blocking).
 
         InvalidParameter, in Docker's words and naming the device, if that cannot be mounted.
         """
         volume = self.inspect(name)
         words = [word for word in volume.options.get("o", "").split(",") if word]
-        if not volume.options:
-            return Mount("bind", volume.mountpoint, ("rbind", "rw"))
-        if "bind" in words or "rbind" in words:
-            device = volume.options["device"]
-            if not os.path.exists(device):
-                raise _failed(volume, "no such file or directory", libc.MS_BIND)
-            return Mount("bind", device, ("rbind", *(word for word in words if word not in ("bind", "rbind"))))
-        with self._lock:
-            if not os.path.ismount(volume.mountpoint):
-                self._mount(volume, words)
+        if needs_mount(volume):
+            with self._mount_lock(name):
+                if not mounts.is_mounted(volume.mountpoint):
+                    self._mount(volume, words)
         return Mount("bind", volume.mountpoint, ("rbind", "ro" if "ro" in words else "rw"))
 
-    def _mount(self, volume: Volume, words: list[str]) -> None:
+    def _mount_lock(self, name: str) -> threading.Lock:
+        with self._lock:
+            return self._mounting.setdefault(name, threading.Lock())
+
+    @staticmethod
+    def _mount(volume: Volume, words: list[str]) -> None:
         kind, device = volume.options["type"], volume.options["device"]
-        options = mounts.parse_options(_resolved(words))
+        words = _resolved(words)
+        options = mounts.parse_options(words)
         try:
-            mounts.mount_filesystem(kind, device, volume.mountpoint, options)
+            if options.flags & libc.MS_BIND:
+                _bind(device, volume.mountpoint, options)
+            else:
+                mounts.mount_filesystem(kind, device, volume.mountpoint, options)
+                for propagation in options.propagation:
+                    libc.mount("", volume.mountpoint, "", propagation)
         except OSError as error:
-            raise _failed(volume, os.strerror(error.errno or 0).lower(), options.flags) from error
+            raise _failed(volume, os.strerror(error.errno or 0).lower(), options) from error
 
     def release(self, name: str) -> None:
         """Unmount what `mounts_for` has mounted; to be called when no running container has the volume any more."""
-        with self._lock:
-            self._unmount(self.inspect(name))
+        volume = self.inspect(name)
+        if needs_mount(volume):
+            with self._mount_lock(name):
+                self._unmount(volume)
 
     def release_unused(self, used: Collection[str]) -> None:
         """At start: unmount every volume but those that running containers have (by name)."""
@@ -255,44 +330,61 @@ class Volumes:
                         self._unmount(volume)
 
     def _unmount(self, volume: Volume) -> None:
-        if volume.options and os.path.ismount(volume.mountpoint):
+        if needs_mount(volume) and mounts.is_mounted(volume.mountpoint):
             try:
                 libc.umount2(volume.mountpoint, libc.UMOUNT_NOFOLLOW)
             except OSError as error:
                 raise Conflict(f"remove {volume.name}: volume is busy: {error.strerror}") from error
-
-    def copy_up(self, name: str, source: str | os.PathLike[str] | int) -> bool:
-        """Fill a volume that is still empty with what the image has in its place; tell whether it was.
-
-        source: that directory, by path or by descriptor (opened beneath the container's root by the caller). Owners,
-        modes, times, xattrs, links and devices are kept; the volume's own root takes those of `source`.
-        """
-        volume = self.inspect(name)
-        if volume.options:
-            return False
-        data = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            with self._lock, os.scandir(data) as entries:
-                if next(entries, None) is not None:
-                    return False
-                trees.copy_tree(source, data)
-        finally:
-            os.close(data)
-        return True
 
     def list(self) -> list[Volume]:
         """Return all volumes, by name."""
         return [self._volumes[name] for name in sorted(self._volumes)]
 
 
-def _failed(volume: Volume, reason: str, flags: int) -> InvalidParameter:
+def copy_up(volume: str, source: str | os.PathLike[str] | int) -> bool:
+    """Fill a volume that is still empty with what the image has in its place; tell whether it was.
+
+    volume: its directory; source: the image's, by path or by descriptor (opened beneath the container's root by the
+    caller). Owners, modes, times, xattrs, links and devices are kept; the volume's own root takes those of `source`.
+    """
+    with owned_fd(os.open(volume, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)) as data:
+        with _filling, os.scandir(data) as entries:
+            if any(entry.name != "lost+found" for entry in entries):
+                return False
+            trees.copy_tree(source, data)
+    return True
+
+
+_filling = threading.Lock()  # two containers may find the same volume empty
+
+
+def needs_mount(volume: Volume) -> bool:
+    """Tell whether a volume's options name something to be mounted."""
+    return "device" in volume.options
+
+
+def _bind(device: str, target: str, options: mounts.Options) -> None:
+    """Show a directory or file of the host's at a volume's place, with the words' attributes."""
+    with owned_fd(mounts.clone_tree(device, recursive=bool(options.flags & libc.MS_REC))) as tree:
+        mounts.set_tree(tree, options)
+        with owned_fd(os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as place:
+            mounts.attach(tree, place)
+
+
+def _words(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(options.items())) or "none"
+
+
+def _failed(volume: Volume, reason: str, options: mounts.Options) -> InvalidParameter:
+    flags = f", flags: {options.flags:#x}" if options.flags else ""
+    data = f", data: {options.data}" if options.data else ""
     return InvalidParameter(
         f"error while mounting volume '{volume.mountpoint}': failed to mount local volume: "
-        f"mount {volume.options['device']}:{volume.mountpoint}, flags: {flags:#x}: {reason}"
+        f"mount {volume.options['device']}:{volume.mountpoint}{flags}{data}: {reason}"
     )
 
 
-def _resolved(words: Sequence[str]) -> Sequence[str]:
+def _resolved(words: Sequence[str]) -> list[str]:
     """Replace a host name in `addr=` by its address: nfs and cifs in the kernel know only addresses."""
     import socket
 

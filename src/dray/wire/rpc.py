@@ -5,6 +5,8 @@ One message is one SOCK_SEQPACKET datagram:
     "J" JSON                    the message
     "M"                         the message stands in a memfd, the first of the descriptors beside it
                                 (what is longer than a datagram may be: an exec with megabytes of environment)
+    "j", "m"                    the same, but the descriptors (thousands of published ports) are queued in a socket,
+                                which is the only one beside it
 
 Descriptors travel as SCM_RIGHTS and arrive close-on-exec. A channel owns its socket. Requests carry a number
 (`id`) that their reply repeats; events carry none:
@@ -28,7 +30,8 @@ import msgspec
 from dray.base.errors import DrayError, Internal, InvalidParameter, StartError, by_status
 
 INLINE_LIMIT = 64 << 10
-MAX_DESCRIPTORS = 64  # the kernel's SCM_MAX_FD is 253
+MAX_DESCRIPTORS = 64  # beside a message; the kernel's SCM_MAX_FD is 253
+_QUEUED_DESCRIPTORS = 250  # in one datagram of a queue
 MAX_MESSAGE = 64 << 20
 
 _FD_SIZE = array.array("i").itemsize
@@ -133,7 +136,12 @@ class Channel:
 
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if len(fds) > MAX_DESCRIPTORS:
-            raise InvalidParameter(f"at most {MAX_DESCRIPTORS} descriptors fit beside a message, not {len(fds)}")
+            queue = _queued(fds)
+            try:
+                self._send(data[:1].lower() + data[1:], [queue])
+            finally:
+                os.close(queue)
+            return
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self.socket.sendmsg([data], rights, _NO_SIGNAL)
 
@@ -143,20 +151,17 @@ class Channel:
             data, ancillary, flags, _ = self.socket.recvmsg(INLINE_LIMIT + 1, _SPACE, _CLOSE_ON_EXEC)
         except ConnectionResetError:
             return None
-        fds: list[int] = []
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                rights = array.array("i")
-                rights.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
-                fds.extend(rights)
-        message = Received(data, fds)
+        message = Received(data, _rights(ancillary))
         if not data:
             message.close()
             return None
         try:
             if flags & _TRUNCATED:
                 raise Internal("a message between our processes arrived truncated")
-            if data[:1] == b"M":
+            if data[:1] in (b"j", b"m"):
+                [queue] = message.take(1)
+                message.fds = _unqueued(queue)
+            if data[:1] in (b"M", b"m"):
                 [body] = message.take(1)
                 message.data = _from_memory(body)
             else:
@@ -170,6 +175,44 @@ class Channel:
         """Close the socket."""
         with contextlib.suppress(OSError):
             self.socket.close()
+
+
+def _rights(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    found: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            rights = array.array("i")
+            rights.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
+            found.extend(rights)
+    return found
+
+
+def _queued(fds: Sequence[int]) -> int:
+    """Return a socket in whose queue these descriptors wait (a queue of the usual size takes some 40,000)."""
+    inner, outer = pair()
+    with inner, outer:
+        inner.setblocking(False)
+        for start in range(0, len(fds), _QUEUED_DESCRIPTORS):
+            part = array.array("i", fds[start : start + _QUEUED_DESCRIPTORS])
+            inner.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, part)], _NO_SIGNAL)
+        return outer.detach()
+
+
+def _unqueued(queue: int) -> list[int]:
+    """Take all descriptors out of a socket's queue, and close it. Internal if this process may not have so many."""
+    found = Received(b"", [])
+    space = socket.CMSG_SPACE(_QUEUED_DESCRIPTORS * _FD_SIZE)
+    with socket.socket(fileno=queue) as source:
+        while True:
+            data, ancillary, flags, _ = source.recvmsg(1, space, _CLOSE_ON_EXEC)
+            found.fds += _rights(ancillary)
+            if flags & _TRUNCATED:
+                found.close()
+                raise Internal(
+                    "too many descriptors for one process: raise its limit of open files (RLIMIT_NOFILE)"
+                )
+            if not data:
+                return found.fds
 
 
 def _in_memory(data: bytes) -> int:

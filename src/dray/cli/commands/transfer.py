@@ -104,7 +104,7 @@ def run_push(app: App, values: Values, arguments: list[str]) -> int:
     return 0
 
 
-class _Metered:
+class Metered:
     """A file whose reading shows as a bar at a terminal."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
@@ -117,6 +117,7 @@ class _Metered:
         self._display = Display(sys.stderr)
 
     def read(self, size: int, /) -> bytes:
+        """Read, and show how far the reading has come."""
         data = self._file.read(size)
         self._read += len(data)
         detail = {"current": self._read, "total": self._total}
@@ -139,7 +140,7 @@ def run_load(app: App, values: Values, arguments: list[str]) -> int:
         quiet = values["quiet"] or not sys.stdout.isatty()
         body: Any = file
         if path and not quiet and os.path.isfile(path):
-            body = _Metered(file, os.path.basename(path))
+            body = Metered(file, os.path.basename(path))
         response = app.client.images.load(body, quiet=quiet, platforms=platform_texts(values["platform"]))
         follow(response)
     finally:

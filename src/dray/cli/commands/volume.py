@@ -1,17 +1,25 @@
-"""`dray volume` create, ls, rm."""
+"""`dray volume` create, export, import, ls, rename, rm."""
 
 from __future__ import annotations
 
+import sys
+
 from dray.base.errors import DrayError, Unsupported
 from dray.base.units import human_size
+from dray.cli.app import is_terminal
 from dray.cli.ask.environment import check_label, to_map
 from dray.cli.command import MANY, Command, Failure
+from dray.cli.commands.transfer import Metered, check_output, save_to_file
 from dray.cli.flags import Flag
 from dray.cli.output import Column, Listing, label_text
+from dray.cli.progress import Display
 from dray.client.errors import ConnectError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
     from dray.cli.app import App
     from dray.cli.flags import Values
 
@@ -114,6 +122,59 @@ def run_rm(app: App, values: Values, arguments: list[str]) -> int:
     return 0
 
 
+def run_rename(app: App, values: Values, arguments: list[str]) -> int:
+    """Give a volume another name."""
+    app.client.volumes.rename(arguments[0], arguments[1])
+    return 0
+
+
+def run_export(app: App, values: Values, arguments: list[str]) -> int:
+    """Write a volume's files as a tar archive."""
+    path = values["output"]
+    if not path and is_terminal(1):
+        raise Failure("refusing to write an archive to a terminal: use -o FILE, or redirect")
+    if path:
+        check_output(path, what="volume export")
+    response = app.client.volumes.export(arguments[0])
+    chunks = _shown(response.chunks(), arguments[0])
+    if path:
+        save_to_file(path, chunks)
+        return 0
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _shown(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Pass chunks on; at a terminal, show how much there were."""
+    display = Display(sys.stderr) if sys.stderr.isatty() else None
+    done = 0
+    for chunk in chunks:
+        done += len(chunk)
+        if display is not None:
+            display.show({"id": name, "status": "Exporting", "progressDetail": {"current": done}})
+        yield chunk
+
+
+def run_import(app: App, values: Values, arguments: list[str]) -> int:
+    """Make a volume of a tar archive."""
+    path = arguments[1] if len(arguments) > 1 else "-"
+    if path == "-":
+        if is_terminal(0):
+            raise Failure("requested import from stdin, but stdin is empty")
+        app.line(app.client.volumes.import_(arguments[0], sys.stdin.buffer)["Name"])
+        return 0
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the block below
+    except OSError as error:
+        raise Failure(f"open {path}: {(error.strerror or '').lower()}") from error
+    with file:
+        body: Any = Metered(file, arguments[0]) if sys.stderr.isatty() else file
+        app.line(app.client.volumes.import_(arguments[0], body)["Name"])
+    return 0
+
+
 _HIDDEN_TEXT = ("availability", "group", "scope", "sharing", "type")
 
 COMMANDS = {
@@ -146,6 +207,14 @@ COMMANDS = {
             Flag("quiet", "bool", "Print names only", short="q"),
         ),
     ),
+    "volume export": Command(
+        "[OPTIONS] VOLUME",
+        run_export,
+        flags=(Flag("output", "string", "Write to this file, not to standard output", short="o"),),
+        args=(1, 1),
+    ),
+    "volume import": Command("VOLUME [FILE|-]", run_import, args=(1, 2)),
+    "volume rename": Command("OLD NEW", run_rename, args=(2, 2)),
     "volume rm": Command(
         "[OPTIONS] VOLUME [VOLUME...]",
         run_rm,

@@ -32,13 +32,13 @@ from dray.engine.bodies import joined, read_body, stream_of
 from dray.engine.events import Events
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, event_attributes
+from dray.engine.mountsources import MountSources, unpin
 from dray.engine.registry import Registry
 from dray.engine.spec import resolve_user
 from dray.store.layers.copyin import copy_in
 from dray.store.layers.tarwriter import END, TreeWriter
 from dray.store.layers.walk import write_below, write_tree
 from dray.store.snapshots import Snapshots
-from dray.volumes.local import Volumes
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENDING = 250  # looks at a container whose process is gone but whose end is not recorded yet, 20 ms apart
@@ -49,11 +49,11 @@ class Archives:
     """Stat, read and write paths in containers; export whole containers."""
 
     def __init__(
-        self, registry: Registry, snapshots: Snapshots, volumes: Volumes, events: Events, layout: Layout
+        self, registry: Registry, snapshots: Snapshots, sources: MountSources, events: Events, layout: Layout
     ) -> None:
         self._registry = registry
         self._snapshots = snapshots
-        self._volumes = volumes
+        self._sources = sources
         self._events = events
         self._layout = layout
 
@@ -180,22 +180,22 @@ class Archives:
         mount = self._snapshots.mounts(container.id)[0]
         place = self._layout.container(container.id)
         try:
+            await self._sources.prepare(record)
             points = await asyncio.to_thread(self._points, record)
             return await asyncio.to_thread(of_stopped, mount, points, place, writable=writable)
         finally:
-            self._release(record)
+            unpin(self._layout.task(container.id))  # the view has its own clones
+            with contextlib.suppress(OSError):
+                os.rmdir(self._layout.task(container.id))
+            await self._sources.release(record)
 
     def _points(self, record: ContainerRecord) -> list[Point]:
         """Return what the container sees mounted when it runs, except what only a run has (tmpfs, /dev …)."""
         points = []
-        for mount in record.mounts:
-            if mount.type == "tmpfs":
-                continue
-            source, rw = mount.source, mount.rw
-            if mount.type == "volume":
-                volume = self._volumes.mounts_for(mount.name)
-                source, rw = volume.source, rw and "ro" not in volume.options
-            points.append(_point(mount.destination, source, rw=rw, recursive="bind" not in mount.options))
+        for mount in self._sources.pinned(record, self._layout.task(record.id)):
+            if mount.type != "tmpfs":
+                recursive = "bind" not in mount.options
+                points.append(_point(mount.destination, mount.source, rw=mount.rw, recursive=recursive))
         asked = {point.destination for point in points}
         directory = self._layout.container(self._files_of(record))
         for name in _NETWORK_FILES:
@@ -211,19 +211,6 @@ class Archives:
             return record.id
         other = self._registry.get(mode.removeprefix("container:"))
         return record.id if other is None else self._files_of(other.record)
-
-    def _release(self, record: ContainerRecord) -> None:
-        """Let go of what volumes' options had mounted on the host: the view has its own clone of it."""
-        used = {
-            point.name
-            for one in self._registry
-            if one.state.running or (one.lock.locked() and one.record is not record)
-            for point in one.record.mounts
-        }
-        for point in record.mounts:
-            if point.type == "volume" and point.name not in used:
-                with contextlib.suppress(DrayError):
-                    self._volumes.release(point.name)
 
 
 def _point(destination: str, source: str = "", *, rw: bool, recursive: bool = True) -> Point:

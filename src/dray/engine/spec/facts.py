@@ -36,6 +36,10 @@ class ResolvedMount(Protocol):
         """Writable."""
 
     @property
+    def idmap(self) -> str:
+        """Owners shifted: `container:host:count` (`engine.mounts.parse_idmap`), "" for not at all."""
+
+    @property
     def propagation(self) -> str:
         """`rprivate`, `rslave`, … or empty."""
 

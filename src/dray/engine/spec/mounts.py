@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dray.api.models import HostConfig
+from dray.engine.mounts import parse_idmap
 from dray.engine.security import SecurityOptions, defaults
 from dray.engine.spec.facts import Facts, ResolvedMount
 
@@ -84,7 +85,18 @@ def _user_mount(mount: ResolvedMount, facts: Facts) -> dict[str, Any]:
         words.append("rro" if recursive or "rro" in mount.options else "ro")
     if mount.propagation:
         words.append(mount.propagation)
-    return {"destination": mount.destination, "type": "bind", "source": mount.source, "options": words}
+    entry: dict[str, Any] = {
+        "destination": mount.destination,
+        "type": "bind",
+        "source": mount.source,
+        "options": words,
+    }
+    if mount.idmap:
+        users, groups = parse_idmap(mount.idmap)
+        for key, ranges in (("uidMappings", users), ("gidMappings", groups)):
+            # The mapping goes from the ids on the file system to those that are seen (runtime-spec config.md).
+            entry[key] = [{"containerID": disk, "hostID": seen, "size": count} for seen, disk, count in ranges]
+    return entry
 
 
 def _tmpfs(mount: ResolvedMount) -> dict[str, Any]:

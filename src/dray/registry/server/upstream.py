@@ -10,7 +10,7 @@ from dray.base.reference import Reference
 from dray.registry.model import Credentials
 from dray.registry.proxies import Proxies
 from dray.registry.repository import RemoteRepository
-from dray.registry.settings import CERTIFICATE_FOLDERS, HUB_NAMES, INDEX_NAME, RegistrySettings
+from dray.registry.settings import CERTIFICATES, HUB_NAMES, INDEX_NAME, RegistrySettings
 
 _OPEN = 128  # repositories whose connections are kept
 
@@ -36,7 +36,7 @@ class Upstream:
             insecure_networks=(),
             insecure_hosts=frozenset({self.host.lower()} if parts.scheme == "http" else ()),
             proxies=_proxies(),
-            certificate_folders=((certificates,) if certificates else ()) + CERTIFICATE_FOLDERS,
+            certificate_folders=((certificates,) if certificates else ()) + (CERTIFICATES,),
             attempts=2,
         )
         self._lock = threading.Lock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dray.api import filters, models
 from dray.base.errors import InvalidParameter, Unavailable
 from dray.server import replies
-from dray.server.backends import Backends, Volumes
+from dray.server.backends import Backends, Volumes, VolumeTransfer
 from dray.server.call import Call
 from dray.server.httpserver import StreamResponse
 from dray.server.parts import need
@@ -44,6 +44,31 @@ async def prune(backends: Backends, call: Call) -> StreamResponse:
         wanted["all"] = ["true"]
     wanted.boolean("all", False)
     return replies.json(await _part(backends).prune(wanted))
+
+
+def _transfer(backends: Backends) -> VolumeTransfer:
+    return need(backends.volume_transfer, "renaming, exporting and importing volumes")
+
+
+@routes.post("/volumes/{name}/rename")
+async def rename(backends: Backends, call: Call) -> StreamResponse:
+    """Give a volume another name (an addition of dray's)."""
+    await _transfer(backends).rename(call.params["name"], call.text("name"))
+    return replies.empty(204)
+
+
+@routes.get("/volumes/{name}/export")
+async def export(backends: Backends, call: Call) -> StreamResponse:
+    """Send a volume's files as a tar stream (an addition of dray's)."""
+    content = await _transfer(backends).export(call.params["name"])
+    return await replies.download(call, content, "application/x-tar")
+
+
+@routes.put("/volumes/{name}/import")
+async def import_(backends: Backends, call: Call) -> StreamResponse:
+    """Unpack a tar stream into a new or empty volume (an addition of dray's)."""
+    call.cancel_when_client_goes()
+    return replies.json(await _transfer(backends).import_(call.params["name"], call.upload()))
 
 
 @routes.get("/volumes/{name:.*}")

@@ -51,15 +51,24 @@ class CopyIn(Extractor):
 
     owner: (uid, gid) of everything that is unpacked, None for what the tar says
     keep_kinds: refuse to replace a directory by something else, or the reverse
+    own_root: the directory takes the attributes of the tar's entry for its root, `./`
     """
 
     def __init__(
-        self, tree: Tree, base: bytes, *, budget: Budget, owner: tuple[int, int] | None, keep_kinds: bool
+        self,
+        tree: Tree,
+        base: bytes,
+        *,
+        budget: Budget,
+        owner: tuple[int, int] | None,
+        keep_kinds: bool,
+        own_root: bool,
     ) -> None:
         super().__init__(tree, overlay=False, budget=budget)
         self._base = base
         self._owner = owner
         self._keep_kinds = keep_kinds
+        self._own_root = own_root
 
     def _entry(self, entry: Entry) -> None:
         inside = self._inside(entry.name)
@@ -73,7 +82,9 @@ class CopyIn(Extractor):
         if not inside:
             if entry.type != DIRECTORY:
                 raise InvalidParameter("the archive replaces the directory it is unpacked into")
-            return  # the destination keeps its own attributes
+            if self._own_root:
+                self._root(entry)
+            return
         above, _, base = path.rpartition(b"/")
         parent = self._tree.directory(above)
         if self._keep_kinds:
@@ -152,6 +163,7 @@ def copy_in(
     guard: Guard,
     owner: tuple[int, int] | None = None,
     keep_kinds: bool = False,
+    own_root: bool = False,
 ) -> None:
     """Unpack `stream` (plain, gzip, bzip2, xz or zstd) into the directory `base` of the file system `root`.
 
@@ -162,7 +174,7 @@ def copy_in(
     try:
         destination = tree.directory(base, make=False)
         budget = Budget(f"/proc/self/fd/{destination}")
-        extractor = CopyIn(tree, base, budget=budget, owner=owner, keep_kinds=keep_kinds)
+        extractor = CopyIn(tree, base, budget=budget, owner=owner, keep_kinds=keep_kinds, own_root=own_root)
         chunks = Decompressed(stream, budget, hashed=False)
     except BaseException:
         tree.close()
