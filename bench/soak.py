@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 from conftest import House
-
 from images import cache
 from support.engines import Engine, until
 from support.leaks import descriptors, state
@@ -153,8 +152,14 @@ def _finish(client: Client, one: str, token: str, code: int, *, keep: bool) -> N
     if one not in client.ledger.shot:
         if ended != code:
             client.ledger.problem(f"{one[:12]} ended with {ended} instead of {code}")
-        if token.encode() not in client.output(one):
-            client.ledger.problem(f"{one[:12]} has lost its output")
+        told = client.output(one)
+        if token.encode() not in told:
+            known = json.loads(client.ask("GET", f"/containers/{one}/json")[1])
+            kept = Path(known["LogPath"]).read_bytes()
+            client.ledger.problem(
+                f"{known['Name']} {one[:12]} has lost its output: told {told!r}, log {kept!r}, state {known['State']}, "
+                f"told later {client.output(one)!r}"
+            )
     if keep:
         with client.ledger.lock:
             client.ledger.kept[one] = ended
@@ -282,7 +287,7 @@ class Chaos(threading.Thread):
         begin = time.monotonic()
         try:
             self._engine.start(timeout=60)
-        except Exception as error:  # noqa: BLE001 - a daemon that does not come back is the finding
+        except Exception as error:
             self._ledger.problem(f"the daemon did not come back: {error}")
             self.done.set()
             return
@@ -317,7 +322,7 @@ def work(
         recipe = RECIPES[turn % len(RECIPES)]
         try:
             recipe(client, f"{label}-{turn}", turn)
-        except Exception as error:  # noqa: BLE001 - one broken turn is a finding, not the end
+        except Exception as error:
             client.ledger.problem(f"{recipe.__name__} {turn}: {error!r}")
         client.ledger.count("turns")
         pause()

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from dray.base.errors import DrayError
+from dray.base.malformed import MALFORMED
 from dray.engine import clock, restart
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable
@@ -154,7 +155,7 @@ class Supervisor:
             )
             if status.finished_at >= container.state.started_at:
                 return status
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *MALFORMED):
             pass
         if os.path.isdir(self._layout.task(container.id)):
             return ExitStatus(exit_code=KILLED, finished_at=clock.now(), error="the container's shim was killed")

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import msgspec
 
 from dray.base.errors import Conflict, DrayError, Unavailable
+from dray.base.malformed import MALFORMED
 from dray.linux import mounts
 from dray.logs import registry as log_drivers
 from dray.shim.client import Client
@@ -280,7 +281,7 @@ class Tasks:
         """
         try:
             request = msgspec.json.decode((run_dir / "task.json").read_bytes(), type=TaskCreate)
-        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+        except (FileNotFoundError, NotADirectoryError, *MALFORMED):
             return None
         task = Task(self, request, None)
         connection = _connect(run_dir)
@@ -297,7 +298,7 @@ class Tasks:
         try:
             data = (Path(request.state_dir) / "exit.json").read_bytes()
             status = msgspec.json.decode(data, type=ExitStatus)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *MALFORMED):
             await self._kill_lost(task)
         else:
             await self._kill_remains(request)  # killed after its last word, it has left its cgroup
