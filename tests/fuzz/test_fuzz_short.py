@@ -12,7 +12,10 @@ import pytest
 from dray.base.errors import DrayError, InvalidParameter
 from dray.engine import security
 from dray.oci.image import ContainerConfig, parse_config, parse_document
+from dray.store.layers.headers import TarReader
+from dray.store.layers.stream import ForwardReader
 from dray.store.transfer.changes import apply_changes
+from support.layers import entry, make
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = (
@@ -61,6 +64,16 @@ def test_documents_that_are_no_text_are_refused(data: bytes) -> None:
     for parse in (parse_document, parse_config):
         with pytest.raises(DrayError):
             parse(data)
+
+
+@pytest.mark.parametrize("start", [b"7", b"7\n1", b"1" * 600, b""])
+def test_a_sparse_map_that_ends_with_the_tar(start: bytes) -> None:
+    """Was waited for without end."""
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s", "GNU.sparse.realsize": "9"}
+    tar = make(entry("s", start.ljust(1 << 16, b"1"), pax=sparse))
+    cut = tar[: tar.index(start.ljust(512, b"1")) + 512]
+    with pytest.raises(InvalidParameter, match="sparse"):
+        list(TarReader(ForwardReader(iter([cut]))))
 
 
 def test_a_working_directory_with_a_blank() -> None:
