@@ -57,7 +57,7 @@ def one(name: str, corpus: str, seconds: int) -> None:
 
     limit_memory()
     flags = [
-        f"-max_total_time={seconds}", "-max_len=65536", f"-artifact_prefix={corpus}/{name}-", f"-dict={words}",
+        f"-max_total_time={seconds}", "-max_len=65536", f"-artifact_prefix={corpus}/{name}-", *([f"-dict={words}"] if target.words else []),
         f"-rss_limit_mb={MEMORY >> 20}", "-print_final_stats=1", "-verbosity=1",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *flags, str(folder)], run)
