@@ -7,6 +7,10 @@
 # make test-vm      only those in a virtual machine (cgroup v2, systemd, AppArmor, reboot, power cut); part of test
 # make run          the bundled hello-world in a private daemon; needs Python and nothing else
 # make bench        side by side with dockerd; make bench-quick with fewer repetitions
+# make soak         2,000 containers while daemon and shims are killed; the same calls by docker-py over and over
+# make density      500 idle containers with health checks beside dockerd
+# make fuzz         parsers of hostile bytes for SECONDS=600 in all; the corpus grows in tests/fuzz/corpus
+# make protections  each protection taken away in a copy of the tree: its tests must fail
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
 
@@ -16,13 +20,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
+SOAK_FLAGS ?=
+SECONDS ?= 600
 
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
   openssl qemu-system-x86
 
-.PHONY: venv check deps test test-vm run bench bench-quick compatibility clean
+.PHONY: venv check deps test test-vm run bench bench-quick soak density fuzz protections compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -69,6 +75,20 @@ bench: venv deps
 
 bench-quick: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --quick $(BENCH_FLAGS)
+
+soak: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m soak $(SOAK_FLAGS)
+	PYTHONPATH=src:tests:bench $(BIN)/python -m soak_sdk
+
+density: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m density $(BENCH_FLAGS)
+
+fuzz: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
+	PYTHONPATH=tests/fuzz $(BIN)/python -m fuzz_long --seconds $(SECONDS)
+
+protections: venv deps
+	$(BIN)/python tools/remove_protection.py
 
 compatibility: venv
 	$(BIN)/python tools/compatibility.py
