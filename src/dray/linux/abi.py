@@ -121,6 +121,7 @@ NSFS_MAGIC = 0x6E736673
 # Numbers from 424 on are the same everywhere; older ones are (x86_64, the generic table of arm64 and riscv64).
 _OLD = {
     "mount": (165, 40),
+    "getdents64": (217, 61),
     "umount2": (166, 39),
     "pivot_root": (155, 41),
     "unshare": (272, 97),
