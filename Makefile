@@ -11,6 +11,7 @@
 # make density      500 idle containers with health checks beside dockerd
 # make fuzz         parsers of hostile bytes for SECONDS=600 in all; the corpus grows in tests/fuzz/corpus
 # make protections  each protection taken away in a copy of the tree: its tests must fail
+# make soak-gc      random work on the image store, with kills of the daemon, for MINUTES=30
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
 
@@ -22,13 +23,14 @@ PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 SOAK_FLAGS ?=
 SECONDS ?= 600
+MINUTES ?= 30
 
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
   openssl qemu-system-x86
 
-.PHONY: venv check deps test test-vm run bench bench-quick soak density fuzz protections compatibility clean
+.PHONY: venv check deps test test-vm run bench bench-quick soak soak-gc density fuzz protections compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -89,6 +91,9 @@ fuzz: venv
 
 protections: venv deps
 	$(BIN)/python tools/remove_protection.py
+
+soak-gc: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m gc_soak --minutes $(MINUTES) $(SOAK_FLAGS)
 
 compatibility: venv
 	$(BIN)/python tools/compatibility.py
