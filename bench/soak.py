@@ -334,7 +334,10 @@ def run(engine: Engine, ledger: Ledger, count: int, clients: int, label: str) ->
     """`count` containers from `clients` threads; seconds taken."""
     turns = collections.deque(range(count))
     begin = time.monotonic()
-    threads = [threading.Thread(target=work, args=(Client(engine, ledger), label, turns), daemon=True) for _ in range(clients)]
+    threads = [
+        threading.Thread(target=work, args=(Client(engine, ledger), label, turns), daemon=True)
+        for _ in range(clients)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
