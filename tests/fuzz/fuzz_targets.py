@@ -13,7 +13,7 @@ import functools
 import io
 import json
 import os
-import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def _folder() -> Iterator[Path]:
         assert sorted(os.listdir(path)) == ["out", "victim"], "something was written outside"
         assert (path / "victim").read_bytes() == b"untouched"
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        subprocess.run(["rm", "-rf", str(path)], check=False)  # shutil gives up where a tree is deep
 
 
 def _again(blob: Any) -> Any:
