@@ -166,8 +166,8 @@ def load_archive(data: bytes) -> None:
     from dray.store.vfs import Vfs
 
     data = _checksummed(data)
-    with tempfile.TemporaryDirectory(prefix="dray-fuzz-", dir=os.environ.get("DRAY_FUZZ_DIR")) as folder:
-        root = Path(folder)
+    with _folder() as folder:
+        root = folder / "out"
         metadata = Metadata(root / "db")
         snapshots = Vfs(root / "vfs", metadata)
         try:
