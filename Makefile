@@ -11,6 +11,9 @@
 # make density      500 idle containers with health checks beside dockerd
 # make fuzz         parsers of hostile bytes for SECONDS=600 in all; the corpus grows in tests/fuzz/corpus
 # make protections  each protection taken away in a copy of the tree: its tests must fail
+# make bench-containers  looking inside, moving files, density; make bench-images  registries (needs 5 GB of disk)
+# make bench-net    streams, requests, thousands of ports, names
+# make names        200 containers started at once, every name asked from every one
 # make soak-gc      random work on the image store, with kills of the daemon, for MINUTES=30
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
@@ -28,9 +31,9 @@ MINUTES ?= 30
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
-  openssl qemu-system-x86
+  openssl qemu-system-x86 curl wrk iperf3
 
-.PHONY: venv check deps test test-vm run bench bench-quick soak soak-gc density fuzz protections compatibility clean
+.PHONY: venv check deps names test test-vm run bench bench-quick bench-containers bench-images bench-net soak soak-gc density fuzz protections compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -91,6 +94,12 @@ fuzz: venv
 
 protections: venv deps
 	$(BIN)/python tools/remove_protection.py
+
+bench-containers bench-images bench-net: bench-%: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --group $* $(BENCH_FLAGS)
+
+names: venv deps
+	DRAY_TEST_CONTAINERS=200 $(BIN)/python -m pytest tests/e2e/test_e2e_many_names.py $(PYTEST_FLAGS)
 
 soak-gc: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m gc_soak --minutes $(MINUTES) $(SOAK_FLAGS)

@@ -22,6 +22,7 @@ from dray.engine import mounts, spec
 from dray.engine.creation import Creator, Defaults
 from dray.engine.merge import command, merged
 from dray.engine.model import ContainerRecord
+from dray.engine.remap import Remap
 from dray.engine.sandbox import sandbox_ask
 from dray.engine.spec import Facts, Machine
 from dray.engine.validate import validate
@@ -118,7 +119,7 @@ class Engine(Fake):
 
     def __init__(self) -> None:
         super().__init__()
-        self._creator = Creator(*[None] * 7, Defaults(), limits=_limits())  # type: ignore[arg-type]
+        self._creator = Creator(*[None] * 7, Defaults(), limits=_limits(), remap=Remap())  # type: ignore[arg-type]
 
     async def create(self, *arguments: Any) -> Any:
         _options, config, host, networking = arguments
