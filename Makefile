@@ -7,6 +7,10 @@
 # make test-vm      only those in a virtual machine (cgroup v2, systemd, AppArmor, reboot, power cut); part of test
 # make run          the bundled hello-world in a private daemon; needs Python and nothing else
 # make bench        side by side with dockerd; make bench-quick with fewer repetitions
+# make soak         2,000 containers while daemon and shims are killed; the same calls by docker-py over and over
+# make density      500 idle containers with health checks beside dockerd
+# make fuzz         parsers of hostile bytes for SECONDS=600 in all; the corpus grows in tests/fuzz/corpus
+# make protections  each protection taken away in a copy of the tree: its tests must fail
 # make bench-containers  looking inside, moving files, density; make bench-images  registries (needs 5 GB of disk)
 # make bench-net    streams, requests, thousands of ports, names
 # make names        200 containers started at once, every name asked from every one
@@ -21,6 +25,7 @@ BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 SOAK_FLAGS ?=
+SECONDS ?= 600
 MINUTES ?= 30
 
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
@@ -28,7 +33,7 @@ DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
   openssl qemu-system-x86 curl wrk iperf3
 
-.PHONY: venv check deps names test test-vm run bench bench-quick bench-containers bench-images bench-net soak-gc compatibility clean
+.PHONY: venv check deps names test test-vm run bench bench-quick bench-containers bench-images bench-net soak soak-gc density fuzz protections compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -75,6 +80,20 @@ bench: venv deps
 
 bench-quick: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --quick $(BENCH_FLAGS)
+
+soak: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m soak $(SOAK_FLAGS)
+	PYTHONPATH=src:tests:bench $(BIN)/python -m soak_sdk
+
+density: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m density $(BENCH_FLAGS)
+
+fuzz: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
+	PYTHONPATH=tests/fuzz $(BIN)/python -m fuzz_long --seconds $(SECONDS)
+
+protections: venv deps
+	$(BIN)/python tools/remove_protection.py
 
 bench-containers bench-images bench-net: bench-%: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --group $* $(BENCH_FLAGS)

@@ -43,6 +43,14 @@ def test_part_of_a_volume(engine: Engine) -> None:
     assert "Read-only file system" in done.stderr
 
 
+def test_a_start_that_fails_leaves_the_part_alone(engine: Engine) -> None:
+    """What is mounted in the task directory is not deleted with it."""
+    engine.ok("run", "--rm", "-v", "vol:/v", "busybox", "sh", "-c", "mkdir /v/a; echo 1 > /v/a/f")
+    mount = "type=volume,src=vol,dst=/m,volume-subpath=a"
+    engine.fails("run", "--rm", "--mount", mount, "busybox", "/no/such/program", status=127)
+    assert (data(engine, "vol") / "a/f").read_text() == "1\n"
+
+
 def test_a_part_must_exist(engine: Engine) -> None:
     message = engine.fails(
         "run", "--rm", "--mount", "type=volume,src=vol,dst=/m,volume-subpath=nosuch", "busybox", "true", status=127

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.base.errors import StartError
+from dray.base.errors import StartError, Unavailable
 from dray.shim.model import AttachRequest, ExecCreate, LogSpec, TaskCreate
 from dray.shim.tasks import Zygote
 from shim_harness import Bench, read_all, read_until
@@ -239,3 +239,43 @@ async def test_a_network_namespace_comes_with_a_socket_inside(bench):
     finally:
         os.close(namespace)
         os.close(netlink)
+
+
+def cgroups_of(identity):
+    return [folder for folder in Path("/sys/fs/cgroup").glob(f"*/shimtest/{identity}") if folder.is_dir()]
+
+
+async def test_a_shim_killed_in_the_middle_of_a_create_leaves_nothing(bench, tmp_path):
+    """Nobody was told of the container yet, so nobody else cleans up."""
+    request = bench.container("sleep", "600")
+    config = Path(request.run_dir, "config.json")
+    spec = json.loads(config.read_text())
+    reached = tmp_path / "reached"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {reached}; exec sleep 30"]}
+    spec["hooks"] = {"createRuntime": [hook]}
+    config.write_text(json.dumps(spec))
+    creating = asyncio.create_task(bench.tasks.create(request))
+    while not reached.exists():
+        await asyncio.sleep(0.01)
+    assert cgroups_of(request.id)
+    os.kill(int(Path(request.run_dir, "shim.pid").read_text()), signal.SIGKILL)
+    with pytest.raises(Unavailable):
+        await creating
+    assert not cgroups_of(request.id)
+    assert not Path(request.run_dir).exists()
+
+
+async def test_a_shim_killed_after_it_told_the_end_leaves_nothing(bench):
+    request = bench.container("true")
+    task = await bench.tasks.create(request)
+    await task.wait()
+    os.kill(int(Path(request.run_dir, "shim.pid").read_text()), signal.SIGKILL)
+    for folder in request_cgroups(request):  # as if the shim had not come to it any more
+        folder.mkdir(exist_ok=True)
+    await task.release()
+    assert not cgroups_of(request.id)
+    assert not Path(request.run_dir).exists()
+
+
+def request_cgroups(request):
+    return [parent / request.id for parent in Path("/sys/fs/cgroup").glob("*/shimtest")]

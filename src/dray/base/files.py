@@ -6,10 +6,10 @@ Nothing in dray rewrites a state file in place; a crash at any point leaves the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
@@ -60,18 +60,24 @@ def owned_fd(fd: int) -> Iterator[int]:
 def remove_tree(path: str | os.PathLike[str]) -> int:
     """Remove a tree without following links; return the bytes its regular files took on disk.
 
-    A tree that is already gone is no error.
+    A tree that is already gone is no error. What is mounted in it is never touched: the mount point is OSError(EBUSY),
+    before anything beneath it is looked at.
     """
-    freed = 0
-    root = Path(path)
+    root = os.fspath(path)
     try:
-        entries = list(os.scandir(root))
+        os.rmdir(root)  # tells a mount point from a directory with something in it
     except FileNotFoundError:
         return 0
     except NotADirectoryError:
-        root.unlink()
+        os.unlink(root)
         return 0
-    for entry in entries:
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    else:
+        return 0
+    freed = 0
+    for entry in list(os.scandir(root)):
         if entry.is_dir(follow_symlinks=False):
             freed += remove_tree(entry.path)
         else:

@@ -1,11 +1,13 @@
-"""Blocking work on the bodies of requests and responses: each in a worker thread, the loop stays free."""
+"""Blocking work on the bodies of requests and responses: each in a thread, the loop stays free."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 from dray.api.requests import Upload
 
@@ -34,11 +36,38 @@ async def read_body(content: Upload, work: Callable[[BinaryIO], T]) -> T:
             return work(stream)
 
     async with content.pipe() as fd:
-        job = asyncio.ensure_future(asyncio.to_thread(run, fd))
+        job = _in_own_thread(lambda: run(fd))
         try:
             return await asyncio.shield(job)
         finally:
             await asyncio.wait([job])
+
+
+def _in_own_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Start a thread for work that waits for a client: in the loop's few workers, some slow clients would make
+    everybody wait."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def told(value: T | None, error: BaseException | None) -> None:
+        if result.cancelled():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(cast("T", value))
+
+    def run() -> None:
+        value, failed = None, None
+        try:
+            value = work()
+        except BaseException as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the daemon is stopping, the loop is closed
+            loop.call_soon_threadsafe(told, value, failed)
+
+    threading.Thread(target=run, name="body", daemon=True).start()
+    return result
 
 
 def joined(chunks: Iterator[bytes], size: int = 256 << 10) -> Iterator[bytes]:

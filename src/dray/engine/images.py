@@ -14,6 +14,7 @@ from dray.api.filters import Filters
 from dray.api.requests import CommitOptions
 from dray.base import reference
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
+from dray.base.malformed import MALFORMED
 from dray.engine import clock, imagefilters
 from dray.engine.events import Events
 from dray.engine.model import ContainerRecord
@@ -38,7 +39,7 @@ def parse_platform(text: str) -> Platform | None:
     if text.startswith("{"):
         try:
             return msgspec.json.decode(text, type=Platform)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise InvalidParameter(f"invalid platform: {error}") from None
     return platforms.parse(text)
 

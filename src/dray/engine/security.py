@@ -10,7 +10,7 @@ import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -183,11 +183,53 @@ def security_options(options: Sequence[str] | None) -> SecurityOptions:
 # --- seccomp --------------------------------------------------------------------------------------------------
 
 
+class _Condition(msgspec.Struct, rename="camel", gc=False):
+    index: int
+    op: str
+    value: int = 0
+    value_two: int | None = 0
+
+
+class _Circumstances(msgspec.Struct, rename="camel", gc=False):
+    caps: list[str] | None = None
+    arches: list[str] | None = None
+    min_kernel: Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,9}(\.[0-9]{1,9})?)?$")] = ""
+
+
+class _Rule(msgspec.Struct, rename="camel", gc=False):
+    action: str
+    name: str = ""
+    names: list[str] | None = None
+    errno_ret: int | None = None
+    args: list[_Condition] | None = None
+    includes: _Circumstances | None = None
+    excludes: _Circumstances | None = None
+
+
+class _Siblings(msgspec.Struct, rename="camel", gc=False):
+    architecture: str
+    sub_architectures: list[str] | None = None
+
+
+class _Profile(msgspec.Struct, rename="camel", gc=False):
+    """The shape of a profile: moby `profiles/seccomp/seccomp.go`."""
+
+    default_action: str = ""
+    default_errno_ret: int | None = None
+    architectures: list[str] | None = None
+    arch_map: list[_Siblings] | None = None
+    flags: list[str] | None = None
+    listener_path: str = ""
+    listener_metadata: str = ""
+    syscalls: list[_Rule] | None = None
+
+
 def parse_profile(text: str) -> Mapping[str, Any]:
-    """Read a profile's JSON."""
+    """Read a profile's JSON; InvalidParameter if it has not the shape of one."""
     try:
         profile = msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+        msgspec.convert(profile, _Profile)
+    except (msgspec.MsgspecError, UnicodeError) as error:
         raise InvalidParameter(f"decoding seccomp profile failed: {error}") from None
     if not profile.get("defaultAction"):
         raise InvalidParameter("decoding seccomp profile failed: defaultAction is missing")

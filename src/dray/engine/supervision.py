@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from dray.base.errors import DrayError
-from dray.base.files import remove_tree
-from dray.engine import clock, restart, shm
+from dray.base.malformed import MALFORMED
+from dray.engine import clock, restart
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable
 from dray.engine.health import HealthChecks
@@ -25,6 +25,7 @@ from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container, event_attributes
 from dray.engine.registry import Registry
+from dray.linux import mounts
 from dray.shim.model import ExitStatus
 from dray.shim.tasks import Task, Tasks
 
@@ -145,8 +146,7 @@ class Supervisor:
                 await task.kill(9, all_processes=True)
                 await asyncio.wait_for(task.wait(), 10)
                 await task.release()
-        shm.unmount(str(run_dir))
-        remove_tree(run_dir)
+        mounts.remove_run_dir(run_dir)
 
     def _how_it_ended(self, container: Container) -> ExitStatus:
         try:
@@ -155,7 +155,7 @@ class Supervisor:
             )
             if status.finished_at >= container.state.started_at:
                 return status
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *MALFORMED):
             pass
         if os.path.isdir(self._layout.task(container.id)):
             return ExitStatus(exit_code=KILLED, finished_at=clock.now(), error="the container's shim was killed")
@@ -164,8 +164,7 @@ class Supervisor:
     async def settle(self, ended: list[tuple[Container, ExitStatus]]) -> None:
         """Finish what was interrupted, and start what its restart policy wants started."""
         for container, status in ended:
-            shm.unmount(self._layout.task(container.id))
-            remove_tree(self._layout.task(container.id))
+            mounts.remove_run_dir(self._layout.task(container.id))
             await self._lifecycle.ended(container, status, at_boot=True)
         self._ready.set()
         for container in self._registry:

@@ -19,6 +19,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dray.base.files import remove_tree
 from dray.linux import libc
 
 # fstab word → (flag to set, flag to clear): mount(8) and runtime-spec config.md "Linux mount options".
@@ -402,6 +403,29 @@ def is_mounted(path: str) -> bool:
             os.close(parent)
     finally:
         os.close(here)
+
+
+def detach_below(path: str | os.PathLike[str]) -> None:
+    """Detach (umount2(2) MNT_DETACH) every mount at or beneath `path`, the latest first."""
+    top = os.fsencode(os.path.realpath(path))
+    with open("/proc/self/mountinfo", "rb") as file:
+        # Blanks and the like are written as \040: octal escapes, byte for byte.
+        points = [line.split(b" ")[4].decode("unicode_escape").encode("latin-1") for line in file]
+    for point in reversed(points):
+        if point == top or point.startswith(top + b"/"):
+            libc.umount2(os.fsdecode(point), libc.MNT_DETACH | libc.UMOUNT_NOFOLLOW)
+
+
+def remove_run_dir(path: str | os.PathLike[str]) -> None:
+    """Remove a task directory. What is mounted in it (parts of volumes, images, a shared /dev/shm, the root of an
+    external runtime) is detached, and nothing is deleted through it."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        detach_below(path)
+        remove_tree(path)
 
 
 def require_magic(fd: int, magic: int, path: str) -> None:

@@ -30,6 +30,7 @@ from ipaddress import ip_address
 import msgspec
 
 from dray.base.errors import InvalidParameter, Unsupported
+from dray.base.malformed import MALFORMED
 from dray.linux import link_kinds, links
 from dray.linux.links import Links
 from dray.network import bandwidth, options
@@ -178,7 +179,7 @@ def read_peers(path: str) -> list[Peer]:
             table = msgspec.json.decode(file.read(), type=PeerTable)
     except OSError as error:
         raise InvalidParameter(f"the peer table {path} cannot be read: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise InvalidParameter(
             f'the peer table {path} is not of the form {{"peers": [{{"host": ADDRESS}}]}}: {error}'
         ) from None

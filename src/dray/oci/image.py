@@ -15,6 +15,7 @@ import msgspec
 
 from dray.base import digest as digests
 from dray.base.errors import InvalidParameter
+from dray.base.malformed import MALFORMED
 from dray.oci.platform import Platform
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -177,7 +178,7 @@ def parse_document(data: bytes, media_type: str = "") -> Manifest | Index:
                 "manifest schema 1 is no longer supported: push the image again with a newer tool"
             )
         document: Manifest | Index = _index.decode(data) if is_index else _manifest.decode(data)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise InvalidParameter(f"invalid manifest: {error}") from error
     wrong = MANIFEST_TYPES if is_index else INDEX_TYPES
     if media_type in wrong or document.media_type in wrong:
@@ -191,7 +192,7 @@ def parse_config(data: bytes) -> ImageConfig:
     """Read an image config; InvalidParameter if it is not one."""
     try:
         return _config.decode(data)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise InvalidParameter(f"invalid image config: {error}") from error
 
 

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from dray.base.errors import InvalidParameter, NotFound
+from dray.base.malformed import MALFORMED
 
 SOCKETS = ("/run/docker/plugins",)
 SPECS = ("/etc/docker/plugins", "/usr/lib/docker/plugins")
@@ -131,7 +132,7 @@ def _read(path: str, name: str) -> Address:
     if path.endswith(".json"):
         try:
             spec = msgspec.json.decode(data, type=_Spec)
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             raise InvalidParameter(f'plugin "{name}": {path}: {error}') from error
         if spec.name not in ("", name):
             raise InvalidParameter(f'plugin "{name}": {path} says Name "{spec.name}": it must be the file\'s name')

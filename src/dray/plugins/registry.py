@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from dray.base.errors import DrayError, Internal, NotFound
+from dray.base.malformed import MALFORMED
 from dray.plugins import transport
 from dray.plugins.discovery import NAME, Address, Folders
 from dray.plugins.transport import BadAnswer
@@ -76,7 +77,7 @@ class Plugin:
         said: Any = None
         try:
             said = msgspec.json.decode(answer.body) if answer.body.strip() else {}
-        except msgspec.MsgspecError:
+        except MALFORMED:
             if answer.status == 200:
                 raise PluginFailed(f'plugin "{self.name}": {method}: the answer is not JSON') from None
         reason = said.get("Err") if isinstance(said, dict) else None

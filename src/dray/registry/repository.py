@@ -19,6 +19,7 @@ import msgspec
 
 from dray.base import digest as digests
 from dray.base.errors import DrayError, InvalidParameter, NotFound
+from dray.base.malformed import MALFORMED
 from dray.base.reference import Reference
 from dray.oci import image as oci
 from dray.oci.image import Descriptor
@@ -307,7 +308,7 @@ def _media_type(data: bytes, response: Response, name: Reference) -> str:
     try:
         fields = _fields.decode(data)
         told = _text.decode(fields["mediaType"]) if "mediaType" in fields else ""
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise InvalidParameter(f"{response.request}: invalid manifest: {error}") from error
     if header in SCHEMA1 or told in SCHEMA1 or "fsLayers" in fields:
         raise InvalidParameter(

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from dray.base.errors import InvalidParameter
+from dray.base.malformed import MALFORMED
 
 Document = dict[str, Any] | bytes  # parsed, or as it is on disk
 
@@ -61,7 +62,7 @@ def outline(document: Document) -> dict[str, Any]:
         return document
     try:
         read = _outline.decode(document)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise InvalidParameter(f"config.json: {error}") from None
     linux, process = read.linux or _Linux(), read.process or _Process()
     return {
@@ -97,7 +98,7 @@ def whole(document: Document) -> tuple[dict[str, Any], Document | None]:
         profile = bytes(linux.pop("seccomp", _NULL))
         spec = {name: _plain.decode(value) for name, value in parts.items()}
         spec["linux"] = {name: _plain.decode(value) for name, value in linux.items()}
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise InvalidParameter(f"config.json: {error}") from None
     return spec, None if profile in _NOTHING else profile
 

@@ -16,6 +16,7 @@ import msgspec
 from dray.base import units
 from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.files import write_atomic
+from dray.base.malformed import MALFORMED
 from dray.linux import processes
 from dray.runtime import events, foreground, rootfs, state, template
 from dray.runtime.lifecycle import BuiltinRuntime
@@ -60,7 +61,7 @@ def _create(runtime: BuiltinRuntime, options: argparse.Namespace, *, detach: boo
         spec = msgspec.json.decode((bundle / "config.json").read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         raise InvalidParameter(f"{bundle}/config.json does not exist; `dray-runtime spec` writes one") from None
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise InvalidParameter(f"{bundle}/config.json: {error}") from error
     terminal = bool((spec.get("process") or {}).get("terminal"))
     foreground.check_console_socket(options.console_socket, terminal=terminal, detach=detach)

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dray.base.errors import Conflict, DrayError, InvalidParameter
-from dray.base.files import remove_tree, write_atomic
-from dray.linux import libc
+from dray.base.files import write_atomic
+from dray.linux import libc, mounts
 from dray.logs import registry as log_drivers
 from dray.runtime import document
 from dray.runtime.model import CreateRequest, Mount, Runtime
@@ -258,7 +258,7 @@ class Shim:
         self._close_held()
         if self._listener is not None:
             self._listener.close()
-        remove_tree(task.run_dir)
+        mounts.remove_run_dir(task.run_dir)
         self._released = True
 
     def _close_held(self) -> None:
@@ -376,7 +376,7 @@ class Shim:
             raise Conflict(f"container {self.task.id} is running: kill it first")
         if self._listener is not None:
             self._listener.close()
-        remove_tree(self.task.run_dir)
+        mounts.remove_run_dir(self.task.run_dir)
         self._released = True
 
 

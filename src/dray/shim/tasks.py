@@ -23,6 +23,8 @@ from typing import Any, Protocol
 import msgspec
 
 from dray.base.errors import Conflict, DrayError, Unavailable
+from dray.base.malformed import MALFORMED
+from dray.linux import mounts
 from dray.logs import registry as log_drivers
 from dray.shim.client import Client
 from dray.shim.connections import SOCKET_NAME, short_path
@@ -144,12 +146,12 @@ class Task:
         self._released = True
         client, self._client = self._client, None
         if client is None:
-            await self._owner.remove_run_dir(self.run_dir)
+            await self._owner.clean_up_gone(self)
             return
         try:
             await client.call("release", {})
         except Unavailable:  # the shim had gone already
-            await self._owner.remove_run_dir(self.run_dir)
+            await self._owner.clean_up_gone(self)
         finally:
             client.close()
 
@@ -257,6 +259,11 @@ class Tasks:
                     await self._zygote.fork_shim(theirs)
                 params = {"task": request, "attachments": [attachment for attachment, _ in attachments]}
                 result = await client.call("create", params, [*descriptors, *attached])
+            except Unavailable:  # killed in the middle of it: what it has made so far is nobody's
+                client.close()
+                await self._kill_remains(request)
+                await self.remove_run_dir(task.run_dir)
+                raise
             except BaseException:
                 client.close()
                 raise
@@ -274,7 +281,7 @@ class Tasks:
         """
         try:
             request = msgspec.json.decode((run_dir / "task.json").read_bytes(), type=TaskCreate)
-        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+        except (FileNotFoundError, NotADirectoryError, *MALFORMED):
             return None
         task = Task(self, request, None)
         connection = _connect(run_dir)
@@ -290,9 +297,12 @@ class Tasks:
                 return task
         try:
             data = (Path(request.state_dir) / "exit.json").read_bytes()
-            task.ended(msgspec.json.decode(data, type=ExitStatus))
-        except (FileNotFoundError, msgspec.DecodeError):
+            status = msgspec.json.decode(data, type=ExitStatus)
+        except (FileNotFoundError, *MALFORMED):
             await self._kill_lost(task)
+        else:
+            await self._kill_remains(request)  # killed after its last word, it has left its cgroup
+            task.ended(status)
         return None
 
     def _tell_what_happened(self, task: Task, state: dict[str, Any]) -> None:
@@ -310,7 +320,18 @@ class Tasks:
         work.add_done_callback(self._background.discard)
 
     async def _kill_lost(self, task: Task) -> None:
-        request = task.request
+        try:
+            await self._kill_remains(task.request)
+        finally:
+            task.declare_lost()
+
+    async def clean_up_gone(self, task: Task) -> None:
+        """Remove what a shim has left that was killed after it had told the end."""
+        await self._kill_remains(task.request)
+        await self.remove_run_dir(task.run_dir)
+
+    async def _kill_remains(self, request: TaskCreate) -> None:
+        """Kill and remove what a container has in the kernel, without its shim."""
         arguments = {
             "id": request.id,
             "run_dir": request.run_dir,
@@ -318,16 +339,11 @@ class Tasks:
             "runtime_args": request.runtime_args,
             "factory": self._zygote.runtimes,
         }
-        try:
-            await self._zygote.call("dray.shim.remains:kill", arguments)
-        finally:
-            task.declare_lost()
+        await self._zygote.call("dray.shim.remains:kill", arguments)
 
     async def remove_run_dir(self, run_dir: Path) -> None:
         """Remove what a shim that is gone has left."""
-        from dray.base.files import remove_tree
-
-        await asyncio.to_thread(remove_tree, run_dir)
+        await asyncio.to_thread(mounts.remove_run_dir, run_dir)
 
 
 def _connect(run_dir: Path) -> socket.socket | None:

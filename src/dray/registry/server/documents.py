@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from dray.base.errors import InvalidParameter
+from dray.base.malformed import MALFORMED
 from dray.oci.image import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, OCI_MANIFEST, Descriptor, Index, parse_document
 from dray.registry.server.errors import Refusal
 
@@ -44,7 +45,7 @@ def read(data: bytes, digest: str, content_type: str) -> Document:
     try:
         parsed = parse_document(data, given)
         subject = _link.decode(data).subject
-    except (InvalidParameter, msgspec.MsgspecError) as error:
+    except (InvalidParameter, *MALFORMED) as error:
         raise Refusal("MANIFEST_INVALID", {"reason": str(error)}) from None
     is_index = isinstance(parsed, Index)
     media_type = parsed.media_type or given or (OCI_INDEX if is_index else OCI_MANIFEST)
@@ -80,6 +81,6 @@ def subject_of(data: bytes) -> str | None:
     """Return the digest of a stored manifest's subject, None if it has none."""
     try:
         subject = _link.decode(data).subject
-    except (InvalidParameter, msgspec.MsgspecError):
+    except (InvalidParameter, *MALFORMED):
         return None
     return subject.digest if subject else None

@@ -272,9 +272,11 @@ class TarReader:
         def line() -> int:
             nonlocal text, at
             while (end := text.find(b"\n", at)) < 0:
-                if len(text) > 48 * _SPARSE_LIMIT or self.source.position - start >= entry.size:
+                read = self.source.position - start
+                block = b"" if read >= min(entry.size, 48 * _SPARSE_LIMIT) else self.source.take(BLOCK)
+                if not block or len(text) - at > 32:  # no number is that long
                     raise InvalidParameter("damaged sparse file: its map does not end")
-                text += self.source.take(BLOCK)
+                text, at = text[at:] + block, 0
             value, at = _decimal(b"GNU.sparse map", text[at:end]), end + 1
             return value
 

@@ -124,7 +124,7 @@ def _volume(config: ContainerConfig, text: str) -> None:
 
 
 def _workdir(config: ContainerConfig, text: str) -> None:
-    (path,) = words(text) or [""]
+    path = " ".join(words(text))  # as in a Dockerfile, it is all that follows
     config.working_dir = posixpath.normpath(posixpath.join("/", config.working_dir, path))
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from dray.base import reference
 from dray.base.errors import InvalidParameter, NotFound
+from dray.base.malformed import MALFORMED
 from dray.oci.image import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
@@ -174,7 +175,7 @@ def _docker(images: Images, spooled: Spooled, lease: Lease) -> list[_Wanted]:
         raise InvalidParameter("invalid archive: it has neither index.json nor manifest.json: is it made by save?")
     try:
         items = _items.decode(images.content.read(listing.digest))
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise InvalidParameter(f"invalid archive: manifest.json: {error}") from error
     found: dict[str, _Wanted] = {}
     for item in items:
