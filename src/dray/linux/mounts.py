@@ -15,7 +15,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.linux import libc
 
@@ -79,8 +80,7 @@ _ATTRIBUTES: dict[int, int] = {
 _ACCESS_TIME = libc.MS_NOATIME | libc.MS_STRICTATIME | libc.MS_RELATIME
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """Option words, sorted by the syscall that takes them.
 
     flags: MS_* for mount(2)

@@ -27,7 +27,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,7 +243,11 @@ class Shim:
             console_size=task.console_size,
         )
         self._config = b""
-        init.run(lambda stdio: runtime.create(replace(request, stdio=stdio)), stdin=task.open_stdin, output=True)
+        init.run(
+            lambda stdio: runtime.create(msgspec.structs.replace(request, stdio=stdio)),
+            stdin=task.open_stdin,
+            output=True,
+        )
         if task.forwards:
             self._forward(task)
         # The program does not run yet, and nothing of its output is read before this request is handled.

@@ -1,0 +1,26 @@
+"""Regular expressions that are compiled when they are first used.
+
+Compiling some forty of them would be a good part of the daemon's start, and most days most are not asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, AnyStr, Generic, cast
+
+
+class _Pattern(Generic[AnyStr]):
+    """Stands for a compiled pattern until somebody wants one of its methods, and keeps each that was wanted."""
+
+    def __init__(self, text: AnyStr, flags: int) -> None:
+        self._source: tuple[AnyStr, int] = text, flags
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(re.compile(*self._source), name)  # `re` keeps what it has compiled
+        setattr(self, name, found)
+        return found
+
+
+def pattern(text: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
+    """Return what re.compile(text, flags) would, for its methods and attributes; a malformed text fails at first use."""
+    return cast("re.Pattern[AnyStr]", _Pattern(text, flags))
