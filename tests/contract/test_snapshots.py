@@ -4,33 +4,61 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dray.base.errors import Conflict, InvalidParameter, NotFound
-from dray.linux import mounts as mounts_of
+from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound, Unavailable
+from dray.engine import rootfs
+from dray.linux import btrfs
 from dray.runtime.model import Mount
+from dray.runtime.operations import MountRoot
+from dray.runtime.served import attachable, serve
+from dray.runtime.stage import Stage
+from dray.store.btrfs import Btrfs
+from dray.store.fuseoverlay import FuseOverlay
 from dray.store.layers.diff import write_layer
 from dray.store.metadata import Metadata
 from dray.store.overlay import Overlay
 from dray.store.snapshots import LayerSource
 from dray.store.vfs import Vfs
+from support.disks import disk
 from support.layers import describe, entry, folder, hardlink, make, source, symlink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
-Driver = Overlay | Vfs
+Driver = Overlay | Vfs | Btrfs | FuseOverlay
+DRIVERS: dict[str, type[Driver]] = {kind.name: kind for kind in (Overlay, Vfs, Btrfs, FuseOverlay)}
 Opener = Callable[[], Driver]
 
 
-@pytest.fixture(params=["overlay2", "vfs"])
+@pytest.fixture(scope="session")
+def btrfs_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A btrfs of its own, on a loop device."""
+    if shutil.which("mkfs.btrfs") is None or "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("btrfs: no mkfs.btrfs (btrfs-progs), or a kernel without it")
+    folder = tmp_path_factory.mktemp("btrfs")
+    with disk(folder, "mkfs.btrfs", "-q", size=1 << 30) as path:
+        yield path
+
+
+@pytest.fixture(params=["overlay2", "vfs", "btrfs", "fuse-overlayfs"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Open the driver, or open it again as after a kill."""
     opened: list[tuple[Driver, Metadata]] = []
-    kind = {"overlay2": Overlay, "vfs": Vfs}[request.param]
+    kind = DRIVERS[request.param]
+    root = tmp_path / "data" / request.param
+    root.parent.mkdir()
+    if request.param == "btrfs":
+        below = request.getfixturevalue("btrfs_disk") / tmp_path.name
+        below.mkdir()
+        root.symlink_to(below)
+    if request.param == "fuse-overlayfs" and not (shutil.which("fuse-overlayfs") and os.path.exists("/dev/fuse")):
+        pytest.skip("fuse-overlayfs: the program or /dev/fuse is missing")
 
     def close() -> None:
         for driver, records in opened:
@@ -41,7 +69,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     def again() -> Driver:
         close()
         records = Metadata(tmp_path / "data" / "metadata.db")
-        opened.append((kind(tmp_path / "data" / request.param, records), records))
+        opened.append((kind(root, records), records))
         return opened[0][0]
 
     yield again
@@ -55,14 +83,11 @@ def driver(reopen: Opener) -> Driver:
 
 @contextlib.contextmanager
 def mounted(mounts: list[Mount], at: Path) -> Iterator[Path]:
+    """Mount as the runtime does."""
     at.mkdir(exist_ok=True)
-    (mount,) = mounts
-    if mount.type == "bind":
-        subprocess.run(["mount", "--bind", mount.source, at], check=True)
-        if "ro" in mount.options:
-            subprocess.run(["mount", "-o", "remount,bind,ro", at], check=True)
-    else:
-        mounts_of.mount_filesystem(mount.type, mount.source, str(at), mounts_of.parse_options(mount.options))
+    with attachable(mounts) as (mount,):
+        MountRoot(str(at), (mount,)).execute(stage := Stage(cgroup_paths={}, enter_cgroup=lambda: None))
+    os.close(stage.root)
     try:
         yield at
     finally:
@@ -426,3 +451,153 @@ def test_large_layers_in_processes(driver: Driver, tmp_path: Path) -> None:
     with pytest.raises(InvalidParameter, match="leaves the root"):
         driver.unpack([*bad, extra])
     assert not driver.exists(bad[1].chain_id)
+
+
+def test_hostile_layers_stay_inside(driver: Driver, tmp_path: Path) -> None:
+    """A layer writes, links and deletes through links of a lower one: nothing outside is touched."""
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    out = str(tmp_path)
+    base = make(
+        symlink("abs", out), symlink("rel", "../../../../../../../../../.." + out), symlink("file", str(victim))
+    )
+    top = make(
+        entry("abs/victim", b"evil"), entry("rel/.wh.victim"), entry("file", b"evil", mode=0o4777), entry("abs/.wh..wh..opq")
+    )  # fmt: skip
+    layers = stack(tmp_path, base, top)
+    try:
+        driver.unpack(layers)
+    except InvalidParameter:
+        pass
+    else:
+        driver.prepare("c", layers[-1].chain_id)
+        with mounted(driver.mounts("c"), tmp_path / "m") as root:
+            assert not (root / "abs").is_symlink() or driver.name in ("vfs", "btrfs")
+        driver.changes("c")
+    assert victim.read_text() == "untouched"
+    assert victim.stat().st_mode & 0o7000 == 0
+
+
+def test_a_daemon_killed_while_it_unpacks(reopen: Opener, tmp_path: Path) -> None:
+    layers = stack(tmp_path, BASE, make(entry("big", os.urandom(3 << 20)), entry("etc/c", b"c")))
+    child = os.fork()
+    if child == 0:
+        try:
+            driver = reopen()
+            driver.unpack(layers[:1])
+            driver.unpack(layers, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    driver = reopen()
+    root = tmp_path / "data" / driver.name
+    driver.empty_trash()
+    assert driver.exists(layers[0].chain_id)
+    assert not driver.exists(layers[1].chain_id)
+    assert os.listdir(root / "trash") == []
+    assert len({entry.name for entry in root.iterdir()} - {"trash", "l"}) == 1
+    driver.unpack(layers)
+    driver.prepare("c", layers[1].chain_id)
+    assert contents(driver, "c", tmp_path)["etc/c"] == b"c"
+
+
+@pytest.mark.parametrize("reopen", ["overlay2", "btrfs"], indirect=True)
+def test_a_full_disk(reopen: Opener, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The error says that the disk is full, nothing is left, and what fits can be unpacked afterwards."""
+    kind = request.node.callspec.params["reopen"]
+    maker = ("mkfs.btrfs", "-q") if kind == "btrfs" else ("mkfs.ext4", "-q")
+    context = disk(request.getfixturevalue("tmp_path_factory").mktemp("full"), *maker, size=200 << 20)
+    place = tmp_path / "data" / kind
+    place.unlink(missing_ok=True)
+    place.symlink_to(context.__enter__())
+    request.addfinalizer(lambda: context.__exit__(None, None, None))
+    driver = reopen()
+    request.addfinalizer(driver.close)
+    good, bad = stack(tmp_path, BASE, make(*(entry(f"big{number}", bytes(24 << 20)) for number in range(10))))
+    driver.unpack([good])
+    with pytest.raises((Unavailable, OSError), match=r"no space left|No space left"):
+        driver.unpack([good, bad])
+    driver.empty_trash()
+    assert not driver.exists(bad.chain_id)
+    assert driver.exists(good.chain_id)
+    driver.prepare("c", good.chain_id)
+    assert contents(driver, "c", tmp_path)["etc/a"] == b"a"
+
+
+@pytest.mark.parametrize("reopen", ["btrfs"], indirect=True)
+def test_subvolumes_that_a_container_made(reopen: Opener, tmp_path: Path) -> None:
+    """They go with the container, at any depth; a layer made of it has directories in their place."""
+    driver = reopen()
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    for key in ("c1", "c2"):
+        driver.prepare(key, layer.chain_id)
+        with mounted(driver.mounts(key), tmp_path / "m") as root:
+            btrfs.create(root / "outer")
+            (root / "outer/deep").mkdir()
+            btrfs.create(root / "outer/deep/inner")
+            (root / "outer/deep/inner/f").write_text("nested")
+    assert ("/outer/deep/inner/f", "A") in [(change.path, change.kind) for change in driver.changes("c1")]
+    driver.commit("c1", "sha256:" + "d" * 64, "sha256:" + "c" * 64)
+    driver.prepare("c3", "sha256:" + "d" * 64)
+    assert contents(driver, "c3", tmp_path)["outer/deep/inner/f"] == b"nested"
+    driver.remove("c2")
+    driver.remove("c3")
+    driver.empty_trash()
+    root = tmp_path / "data" / "btrfs"
+    assert os.listdir(root / "trash") == []
+    left = [path.name for path in root.rglob("*") if path.is_dir() and btrfs.is_subvolume(path.lstat())]
+    assert left == ["dir", "dir"]
+
+
+@pytest.mark.parametrize("reopen", ["btrfs"], indirect=True)
+def test_a_change_that_hides_its_time(reopen: Opener, tmp_path: Path) -> None:
+    driver = reopen()
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c", layer.chain_id)
+    with mounted(driver.mounts("c"), tmp_path / "m") as root:
+        before = (root / "etc/a").stat()
+        (root / "etc/a").write_text("b")
+        os.utime(root / "etc/a", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ("/etc/a", "C") in [(change.path, change.kind) for change in driver.changes("c")]
+
+
+@pytest.mark.parametrize("reopen", ["overlay2"], indirect=True)
+def test_kernels_that_take_layers_in_one_page_only(
+    reopen: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = reopen()
+    layers = stack(tmp_path, *[make(entry(f"f{number}", b"1")) for number in range(130)])
+    driver.unpack(layers)
+    driver.prepare("c", layers[-1].chain_id)
+    monkeypatch.setattr("dray.linux.mounts.add_lower_layers", lambda context, layers: False)
+    (mount,) = driver.mounts("c")
+    assert len(",".join(mount.options)) > os.sysconf("SC_PAGESIZE")
+    assert len(contents(driver, "c", tmp_path)) == 130
+    with rootfs.mounted([mount]) as root:
+        assert len(os.listdir(root)) == 130
+
+
+@pytest.mark.parametrize("reopen", ["overlay2"], indirect=True)
+def test_more_layers_than_the_kernel_stacks(reopen: Opener, tmp_path: Path) -> None:
+    driver = reopen()
+    layers = stack(tmp_path, *[make(entry(f"f{number}", b"1")) for number in range(500)])
+    with pytest.raises(InvalidParameter, match="can stack 499"):
+        driver.unpack(layers)
+    assert driver.list() == []
+
+
+@pytest.mark.parametrize("reopen", ["fuse-overlayfs"], indirect=True)
+def test_the_server_ends_with_its_mount(reopen: Opener, tmp_path: Path) -> None:
+    driver = reopen()
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c", layer.chain_id)
+    tree, pid = serve(driver.mounts("c")[0])
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.close(tree)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    bad = Mount("fuse-overlayfs", "fuse-overlayfs", (f"lowerdir={tmp_path}/not/there",))
+    with pytest.raises(Internal, match="fuse-overlayfs: "):
+        serve(bad)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from support.engines import Engine
+from support.engines import Engine, until
 
 
 def test_output_goes_to_the_stream_it_was_written_to(engine: Engine) -> None:
@@ -272,10 +272,11 @@ def test_init_passes_signals_and_the_terminal_on(engine: Engine) -> None:
     engine.ok("run", "-d", "--init", "--name", "box", "busybox", "sh", "-c", script)
     engine.ok("stop", "-t", "20", "box")
     assert engine.inspect("box")["State"]["ExitCode"] == 9
-    with engine.terminal("run", "-it", "--rm", "--init", "busybox", "sh") as tty:
+    with engine.terminal("run", "-it", "--rm", "--init", "--name", "tty", "busybox", "sh") as tty:
         tty.expect("# ")
         tty.send("echo he''re; sleep 100\n")
         tty.expect("here")
+        until(lambda: "sleep 100" in engine.ok("top", "tty", "-o", "pid,args"), what="the sleep")
         tty.send("\x03")
         tty.expect("# ")
         tty.send("exit 3\n")

@@ -30,7 +30,7 @@ def mounts():
 def test_layers_are_merged_and_nothing_stays_mounted(layers, monkeypatch, old_kernel):
     path, snapshot = layers
     if old_kernel:
-        monkeypatch.setattr(rootfs, "_add_layers", lambda context, lower: False)
+        monkeypatch.setattr("dray.linux.mounts.add_lower_layers", lambda context, lower: False)
     (path / "upper/etc/group").write_text("top\n")
     before = mounts()
     with rootfs.mounted(snapshot) as root:

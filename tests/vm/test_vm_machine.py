@@ -84,7 +84,8 @@ def test_limits_on_cgroup_v2_hold(guest: Guest) -> None:
     # Measured: throttled by the quota, refused by the number of processes.
     busy = "timeout 3 sh -c 'while :; do :; done'; grep -E 'nr_throttled|usage_usec' /sys/fs/cgroup/cpu.stat"
     start = time.monotonic()
-    counted = dict(line.split() for line in guest.ok("docker", "exec", "box", "sh", "-c", busy).splitlines())
+    lines = [line.split() for line in guest.ok("docker", "exec", "box", "sh", "-c", busy).splitlines()]
+    counted = {line[0]: line[1] for line in lines if len(line) == 2}
     assert int(counted["nr_throttled"]) > 5
     assert int(counted["usage_usec"]) < (time.monotonic() - start) * 1e6 * 0.75
     forks = guest.ok("docker exec box sh -c 'for i in $(seq 40); do sleep 3 & done 2>&1; wait' || true")
@@ -138,9 +139,10 @@ def test_the_default_apparmor_profile_is_applied(guest: Guest) -> None:
     ]
     # It alone stands in the way here: capability and seccomp are given.
     mount = "--rm --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
-    code, out = guest.run(f"docker run {mount} busybox mount -t tmpfs none /mnt")
-    assert (code, "denied" in out) == (1, True)
-    guest.ok(f"docker run {mount} --security-opt apparmor=unconfined busybox mount -t tmpfs none /media")
+    code, out = guest.run(f"docker run {mount} busybox mount -t tmpfs none /tmp")
+    assert code != 0
+    assert "denied" in out
+    guest.ok(f"docker run {mount} --security-opt apparmor=unconfined busybox mount -t tmpfs none /tmp")
     code, out = guest.run("docker run --rm --security-opt apparmor=nosuch busybox true")
     assert (code, "'nosuch' is not loaded" in out) == (125, True)
     guest.ok("docker stop -t 5 box")  # the profile lets the shim's signals in

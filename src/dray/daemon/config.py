@@ -21,6 +21,7 @@ from dray.base import units
 from dray.base.errors import InvalidParameter
 from dray.daemon.options import BY_KEY, OPTIONS, Option
 from dray.daemon.registries import DEFAULT_FILE, registry_settings
+from dray.store import drivers
 
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 
@@ -230,10 +231,8 @@ def _check(config: DaemonConfig) -> None:
         raise InvalidParameter(f"invalid logging level: {config['log-level']}: use one of {', '.join(LEVELS)}")
     if config["log-format"] not in ("text", "json"):
         raise InvalidParameter(f"invalid log-format {config['log-format']!r}: use text or json")
-    if config["storage-driver"] not in ("", "overlay2", "vfs"):
-        raise InvalidParameter(
-            f"storage driver {config['storage-driver']!r} is not supported: use overlay2 or vfs"
-        )
+    drivers.check_name(config["storage-driver"])
+    drivers.check_options(config["storage-opts"])
     accept_mark(config["bridge-accept-fwmark"])
     for driver, opts in config["default-network-opts"].items():
         if not isinstance(opts, dict) or not all(isinstance(value, str) for value in opts.values()):

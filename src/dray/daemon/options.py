@@ -71,8 +71,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("log-driver", "str", "log-driver", "", "json-file", "Logging driver of containers that name none"),
     Option("log-opts", "map", "log-opt", "", {}, "Its options, key=value"),
     # Storage
-    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2 (default) or vfs"),
-    Option("storage-opts", "list", "storage-opt", "", [], "", "overlay2 and vfs have no options here"),
+    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs or vfs"),
+    Option("storage-opts", "list", "storage-opt", "", [], "Options of storage drivers (none is supported)"),
     # Registries
     Option("registry-mirrors", "list", "registry-mirror", "", [], "URL of a mirror of docker.io"),
     Option(

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dray.base.errors import InvalidParameter
+from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree, write_atomic
 from dray.daemon.config import DaemonConfig, accept_mark
 from dray.daemon.registries import registry_settings, shown_by_info
@@ -66,10 +66,9 @@ from dray.server.tls import server_context
 from dray.shim.spawn import Zygote
 from dray.shim.tasks import Tasks
 from dray.store.content import ContentStore
+from dray.store.drivers import open_driver
 from dray.store.images import Images
 from dray.store.metadata import Metadata
-from dray.store.overlay import Overlay
-from dray.store.vfs import Vfs
 from dray.volumes.local import Volumes
 from dray.volumes.table import VolumeTable
 
@@ -150,11 +149,7 @@ class House:
         root = self.layout.data_root
         self.limits = capabilities()
         self.metadata = Metadata(self.layout.database)
-        self.snapshots: Overlay | Vfs
-        if config["storage-driver"] == "vfs":
-            self.snapshots = Vfs(f"{root}/vfs", self.metadata)
-        else:
-            self.snapshots = Overlay(f"{root}/overlay2", self.metadata)
+        self.snapshots = open_driver(root, self.metadata, config["storage-driver"])
         self.content = ContentStore(f"{root}/content")
         self.events = Events()
         self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
@@ -288,7 +283,8 @@ class House:
 
     async def start(self) -> None:
         """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
-        self.registry.load()
+        self.registry.load(self.snapshots.name)
+        self._refuse_orphans()
         if has_apparmor():
             await asyncio.to_thread(apparmor.ensure)
         ended = await self.supervisor.reattach(self.tasks)
@@ -302,6 +298,20 @@ class House:
         self.lifecycle.later(self._warm())
         self._sweep()
         self.lifecycle.later(asyncio.to_thread(self.images.repair))
+
+    def _refuse_orphans(self) -> None:
+        """Refuse to leave running containers of another storage driver without a daemon."""
+        running = [
+            record
+            for record in self.registry.hidden
+            if record.state.running and os.path.exists(self.layout.task(record.id))
+        ]
+        if running:
+            names = ", ".join(record.name for record in running)
+            raise Conflict(
+                f"containers of storage driver {running[0].driver} are running ({names}): stop them under "
+                f"--storage-driver={running[0].driver} before you use {self.snapshots.name}"
+            )
 
     def _adopt_volumes(self) -> None:
         """Take over the volumes of containers that ran; what no container has is unmounted."""
@@ -322,7 +332,7 @@ class House:
 
     def _sweep(self) -> None:
         """Remove what creations and removals that a killed daemon left half-done have on disk."""
-        known = {container.id for container in self.registry}
+        known = {container.id for container in self.registry} | {record.id for record in self.registry.hidden}
         for info in self.snapshots.list():
             if info.kind != "committed" and owner_of_key(info.key) not in known:
                 self.snapshots.remove(info.key)

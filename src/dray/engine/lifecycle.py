@@ -421,6 +421,8 @@ class Lifecycle:
         exit_code = container.state.exit_code
         container.state.status, container.record.remove_volumes = "removing", volumes
         self._registry.save(container)  # a daemon killed from here on finishes the removal when it starts
+        if not container.record.host_config.auto_remove:  # else its end is reason enough to remove it
+            await self._registry.sync()  # so does one after a power loss: what was removed does not come back
         for opening in list(container.opening):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(opening.wait(), OPENING_PATIENCE)

@@ -62,13 +62,14 @@ class MountSources:
                 point.mount_id = secrets.token_hex(32)
                 point.source = await self._volumes.mount(point.name, point.mount_id, user=record.id)
 
-    @staticmethod
-    def taken(record: ContainerRecord) -> list[tuple[str, str]]:
-        """Return the uses of volumes (name, mount id) that a container's run has, which is over."""
+    def taken(self, record: ContainerRecord) -> list[tuple[str, str]]:
+        """Let go of the volumes of a container's run, which is over; return those that must be unmounted (name,
+        mount id), for `give_back`."""
         found = []
         for point in record.mounts:
             if point.mount_id:
-                found.append((point.name, point.mount_id))
+                if not self._volumes.let_go_at_once(point.name, point.mount_id):
+                    found.append((point.name, point.mount_id))
                 point.mount_id = ""
         return found
 

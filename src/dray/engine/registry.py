@@ -28,9 +28,14 @@ class Registry:
         self._records = records
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
+        self.hidden: list[model.ContainerRecord] = []
 
-    def load(self) -> None:
-        """Read every record (at start of the daemon)."""
+    def load(self, driver: str = "") -> None:
+        """Read every record (at start of the daemon).
+
+        Containers whose root another storage driver than `driver` has ("": any) are `hidden`, as in dockerd: they
+        stay on disk and keep their names.
+        """
         for key, data in self._records.scan(model.KIND):
             try:
                 container = Container(model.decode(data))
@@ -39,6 +44,10 @@ class Registry:
                     f"the record of container {key} cannot be read ({error}): it was written by another version of "
                     "dray, start that one; nothing has been changed"
                 ) from error
+            if driver and container.record.driver not in ("", driver):
+                self.hidden.append(container.record)
+                self._by_name[container.name] = container.id
+                continue
             container.settled.set()
             self._by_id[container.id] = container
             self._by_name[container.name] = container.id

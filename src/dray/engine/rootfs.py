@@ -10,17 +10,18 @@ Every path inside is resolved with openat2(2) RESOLVE_IN_ROOT: a symbolic link n
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 
 from dray.base.errors import InvalidParameter
 from dray.base.files import owned_fd
 from dray.linux import libc
+from dray.linux import mounts as mounts_of
 from dray.runtime.model import Mount
+from dray.runtime.served import FUSE_OVERLAY, serve
 
 RESOLVE = libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_MAGICLINKS
 
@@ -31,7 +32,11 @@ def mounted(mounts: Sequence[Mount], *, read_only: bool = True) -> Iterator[int]
 
     Read-only roots are mounted without an upper directory: its content becomes the topmost lower layer.
     """
-    fd = _detached(mounts[0], read_only) if mounts[0].type == "overlay" else os.open(mounts[0].source, _DIRECTORY)
+    mount = without_upper(mounts[0]) if read_only else mounts[0]
+    if mount.type == FUSE_OVERLAY:
+        fd = _opened(served(mount))
+    else:
+        fd = _detached(mount) if mount.type == "overlay" else os.open(mount.source, _DIRECTORY)
     try:
         yield fd
     finally:
@@ -41,7 +46,37 @@ def mounted(mounts: Sequence[Mount], *, read_only: bool = True) -> Iterator[int]
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def _detached(mount: Mount, read_only: bool) -> int:
+def without_upper(mount: Mount) -> Mount:
+    """Return a mount of the same root that takes no writes: an overlay's upper directory becomes its top layer."""
+    if mount.type not in ("overlay", FUSE_OVERLAY):
+        return mount
+    words = dict(word.partition("=")[::2] for word in mount.options)
+    upper = words.pop("upperdir", "")
+    words.pop("workdir", None)
+    if upper:
+        words["lowerdir"] = f"{upper}:{words['lowerdir']}"
+    if ":" not in words["lowerdir"]:
+        return Mount("bind", words["lowerdir"], ("rbind", "ro"))
+    options = tuple(f"{key}={value}" if value else key for key, value in words.items())
+    return Mount(mount.type, mount.source, options)
+
+
+def served(mount: Mount) -> int:
+    """Mount by fuse-overlayfs; return the detached mount. Its server ends with it, and is waited for."""
+    tree, pid = serve(mount)
+    threading.Thread(target=os.waitpid, args=(pid, 0), name="fuse-overlayfs", daemon=True).start()
+    return tree
+
+
+def _opened(detached: int) -> int:
+    """Open the root of a detached mount, and close the mount's own descriptor: it lives as long as the other."""
+    try:
+        return os.open(f"/proc/self/fd/{detached}", _DIRECTORY)
+    finally:
+        os.close(detached)
+
+
+def _detached(mount: Mount) -> int:
     lower: list[str] = []
     upper = work = ""
     for word in mount.options:
@@ -52,60 +87,24 @@ def _detached(mount: Mount, read_only: bool) -> int:
             upper = value
         elif key == "workdir":
             work = value
-    if read_only and upper:
-        lower.insert(0, upper)
-        upper = work = ""
-    if len(lower) == 1 and not upper:
-        return os.open(lower[0], _DIRECTORY)
     context = libc.fsopen("overlay")
     try:
         libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "source", "overlay")
-        if not _add_layers(context, lower):
-            return _briefly_attached(lower, upper, work)
+        if not mounts_of.add_lower_layers(context, lower):
+            return _briefly_attached(mount)
         if upper:
             libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "upperdir", upper)
             libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "workdir", work)
         libc.fsconfig(context, libc.FSCONFIG_CMD_CREATE)
-        detached = libc.fsmount(context)
+        return _opened(libc.fsmount(context))
     finally:
         os.close(context)
-    try:
-        return os.open(f"/proc/self/fd/{detached}", _DIRECTORY)
-    finally:
-        os.close(detached)
 
 
-@functools.cache
-def _takes_layers_one_by_one() -> bool:
-    """Tell whether overlayfs knows `lowerdir+` (Linux 6.5). An older one swallows any option until it mounts."""
-    context = libc.fsopen("overlay")
-    try:
-        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", "/proc/self/no-such-directory")
-    except OSError as error:
-        return error.errno != errno.EINVAL
-    finally:
-        os.close(context)
-    return False
-
-
-def _add_layers(context: int, lower: Sequence[str]) -> bool:
-    """Name the layers; False on a kernel before 6.5 where they do not fit (255 bytes) in one string."""
-    if _takes_layers_one_by_one():
-        for path in lower:
-            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", path)
-        return True
-    together = ":".join(lower)
-    if len(together) > 255:
-        return False
-    libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", together)
-    return True
-
-
-def _briefly_attached(lower: Sequence[str], upper: str, work: str) -> int:
-    """Mount with mount(2) at a directory of our own, open the root and unmount at once: the descriptor keeps it."""
-    options = f"lowerdir={':'.join(lower)}" + (f",upperdir={upper},workdir={work}" if upper else "")
+def _briefly_attached(mount: Mount) -> int:
+    """Mount at a directory of our own, open the root and unmount at once: the descriptor keeps it."""
     with tempfile.TemporaryDirectory(prefix="dray-root-") as place:
-        libc.mount("overlay", place, "overlay", 0, options)
+        mounts_of.mount_filesystem("overlay", "overlay", place, mounts_of.parse_options(mount.options))
         try:
             return os.open(place, _DIRECTORY)
         finally:

@@ -23,6 +23,7 @@ from dray.engine.volumes import VolumeVerbs
 from dray.linux.cgroups.facilities import Capabilities
 from dray.plugins.registry import NETWORK, VOLUME, Plugins
 from dray.registry.model import Registries
+from dray.store import drivers
 
 NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"]
 LOG_DRIVERS = ["json-file", "local", "none"]
@@ -122,7 +123,7 @@ class System:
             containers_stopped=len(states) - running - paused,
             images=self._images.count(),
             driver=settings.storage_driver,
-            driver_status=[["Backing Filesystem", _filesystem(settings.data_root)]],
+            driver_status=drivers.status(settings.storage_driver, settings.data_root),
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
                 volume=sorted({"local", *self._plugins.active(VOLUME)}),
@@ -205,19 +206,6 @@ class System:
         given = remote.credentials(auth)
         status, token = await asyncio.to_thread(self._registries.login, auth.serveraddress, given)
         return api.AuthResponse(status=status, identity_token=token)
-
-
-def _filesystem(path: str) -> str:
-    """Return the type of the file system that holds `path`, from /proc/self/mountinfo."""
-    best, kind = "", "unknown"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            point = before.split()[4]
-            inside = path == point or path.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, after.split()[0]
-    return kind
 
 
 def _warnings(limits: Capabilities) -> list[str] | None:

@@ -258,7 +258,7 @@ def with_sizes(
 def graph_data(mounts: Sequence[Mount]) -> dict[str, str] | None:
     """Return `GraphDriver.Data`: the directories of an overlay."""
     for mount in mounts:
-        if mount.type == "overlay":
+        if mount.type in ("overlay", "fuse-overlayfs"):
             words = dict(word.partition("=")[::2] for word in mount.options)
             found = {"LowerDir": "lowerdir", "UpperDir": "upperdir", "WorkDir": "workdir"}
             return {name: words[word] for name, word in found.items() if word in words}

@@ -123,6 +123,7 @@ _OLD = {
     "mmap": (9, 222),
     "madvise": (28, 233),
     "mount": (165, 40),
+    "getdents64": (217, 61),
     "umount2": (166, 39),
     "pivot_root": (155, 41),
     "unshare": (272, 97),

@@ -63,6 +63,7 @@ _setdomainname = declare("setdomainname", STR, ULONG)
 _statfs = declare("statfs", STR, POINTER)
 _fstatfs = declare("fstatfs", INT, POINTER)
 _execveat = declare("execveat", INT, STR, POINTER, POINTER, INT)
+_getdents64 = declare("getdents64", INT, POINTER, UINT)
 _syncfs = declare("syncfs", INT)
 _renameat2 = declare("renameat2", INT, STR, INT, STR, UINT)
 _inotify_init1 = declare("inotify_init1", INT)
@@ -208,6 +209,13 @@ def malloc_trim() -> None:
     """malloc_trim(3): give memory that was freed back to the kernel; nothing where the C library lacks it."""
     if hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)
+
+
+def getdents64(fd: int, size: int = 4096) -> bytes:
+    """getdents64(2): the next entries of a directory as they are (struct linux_dirent64)."""
+    buffer = ctypes.create_string_buffer(size)
+    length = checked(_getdents64(fd, buffer, size), "getdents64")
+    return buffer.raw[:length]
 
 
 def syncfs(fd: int) -> None:

@@ -11,10 +11,12 @@ Needs Linux 5.12 (mount_setattr).
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -175,8 +177,9 @@ def _mount_with_fsconfig(fstype: str, source: str, target: str, options: Options
         for word in options.data.split(","):
             key, equals, value = word.partition("=")
             if fstype == "overlay" and key == "lowerdir":
-                for layer in value.split(":"):
-                    libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", layer)
+                if not add_lower_layers(context, value.split(":")):
+                    _mount_with_short_names(source, target, options)
+                    return
             elif equals:
                 libc.fsconfig(context, libc.FSCONFIG_SET_STRING, key, value)
             else:
@@ -189,6 +192,56 @@ def _mount_with_fsconfig(fstype: str, source: str, target: str, options: Options
         libc.move_mount(tree, "", libc.AT_FDCWD, target, libc.MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(tree)
+
+
+@functools.cache
+def takes_layers_one_by_one() -> bool:
+    """Tell whether overlayfs knows `lowerdir+`. A kernel that does not may swallow any option until it mounts."""
+    context = libc.fsopen("overlay")
+    try:
+        libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", "/proc/self/no-such-directory")
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    finally:
+        os.close(context)
+    return False
+
+
+def add_lower_layers(context: int, layers: Sequence[str]) -> bool:
+    """Name an overlay's lower layers; False where they do not fit (255 bytes) in the one string that an old kernel
+    takes."""
+    if takes_layers_one_by_one():
+        for layer in layers:
+            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", layer)
+        return True
+    together = ":".join(layers)
+    if len(together) > 255:
+        return False
+    libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir", together)
+    return True
+
+
+def _mount_with_short_names(source: str, target: str, options: Options) -> None:
+    """Mount an overlay whose options exceed mount(2)'s page: layers are named below descriptors of their directories.
+
+    About 200 layers fit; OSError (E2BIG) beyond.
+    """
+    with contextlib.ExitStack() as scope:
+        directories: dict[str, int] = {}
+
+        def short(path: str) -> str:
+            directory, _, name = path.rpartition("/")
+            if directory not in directories:
+                directories[directory] = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                scope.callback(os.close, directories[directory])
+            return f"{fd_path(directories[directory])}/{name}"
+
+        words = []
+        for word in options.data.split(","):
+            key, equals, value = word.partition("=")
+            layers = ":".join(map(short, value.split(":"))) if key == "lowerdir" else value
+            words.append(f"{key}{equals}{layers}")
+        libc.mount(source, target, "overlay", options.flags, ",".join(words))
 
 
 def clone_tree(source: str | int, *, recursive: bool = False) -> int:

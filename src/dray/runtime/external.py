@@ -30,6 +30,7 @@ from dray.linux import cgroups, libc
 from dray.runtime import operations, state
 from dray.runtime.console import set_size
 from dray.runtime.model import CreateRequest, ExecRequest, Started, Stdio
+from dray.runtime.served import attachable
 from dray.runtime.stage import Stage
 
 _CONSOLE_PATIENCE = 10.0  # seconds for a runtime that has already exited with success to have sent the master
@@ -176,7 +177,8 @@ class ExternalRuntime:
                 operations.Propagate(libc.MS_SLAVE | libc.MS_REC).execute(_no_stage())
             os.makedirs(root, exist_ok=True)
             stage = _no_stage()
-            operations.MountRoot(root, tuple(request.rootfs)).execute(stage)
+            with attachable(request.rootfs) as layers:
+                operations.MountRoot(root, layers).execute(stage)
             os.close(stage.root)
         except OSError as error:
             raise Internal(f"root file system of {request.id}: {error}") from error

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from dray.linux import cgroups, libc, mounts, namespaces, privileges, processes
 from dray.linux.cgroups import Cgroup
-from dray.runtime import console, document, notify, program, rootfs, validate
+from dray.runtime import console, document, notify, program, rootfs, served, validate
 from dray.runtime.handshake import Channel, Failed, Mapped, Prepared, Proceed, Ready, Staged, Start
 from dray.runtime.hooks import Hook, hooks_of, run_hooks
 from dray.runtime.model import CreateRequest, Stdio
@@ -169,6 +169,7 @@ def _settle(order: Order, channel: Channel) -> None:
     keep = {channel.socket.fileno(), *order.join.values(), *order.trees.values()}
     keep |= set(range(3, 3 + order.request.preserve_fds))
     keep |= {order.pid_namespace} - {-1}
+    keep |= served.descriptors(order.request.rootfs)
     keep |= {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr, order.starts) if fd is not None}
     settle(keep, die_with_parent=order.die_with_parent, name="dray:[init]")
 

@@ -16,6 +16,7 @@ import contextlib
 import os
 import select
 import signal as signals
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dray.runtime.creation import Creation, as_errors
 from dray.runtime.handshake import Start
 from dray.runtime.hooks import hooks_of, run_hooks, warn_of_hooks
 from dray.runtime.model import CreateRequest, ExecRequest, Started
+from dray.runtime.served import attachable
 from dray.runtime.state import Container
 
 
@@ -47,7 +49,8 @@ class BuiltinRuntime:
         state.check_id(request.id)
         if request.id in self._containers:
             raise Conflict(f"container with id exists: {request.id}")
-        with contextlib.ExitStack() as undo:
+        with attachable(request.rootfs) as layers, contextlib.ExitStack() as undo:
+            request = replace(request, rootfs=layers)
             creation = Creation(request, self._state_dir, undo, pivot=self._pivot)
             container, console = creation.run()
             undo.pop_all()

@@ -25,7 +25,7 @@ class Mount(Struct, frozen=True):
     """One mount(8) line: how a snapshot becomes a directory, or an entry of the OCI spec.
 
     `options` are fstab words (`ro`, `rbind`, `lowerdir=…`). An overlay whose options exceed a page is mounted with
-    fsconfig(2), one `lowerdir+` a layer.
+    fsconfig(2), one `lowerdir+` a layer. The type `fuse-overlayfs` has an overlay's options (see `served`).
     """
 
     type: str

@@ -15,6 +15,7 @@ from typing import Protocol
 from dray.base.errors import StartError
 from dray.linux import libc, mounts
 from dray.runtime.model import Mount
+from dray.runtime.served import DETACHED
 from dray.runtime.stage import Stage
 
 
@@ -59,7 +60,11 @@ class MountRoot:
         for entry in self.layers:
             target = self.path + ("/" + entry.target.strip("/") if entry.target.strip("/") else "")
             options = mounts.parse_options(entry.options)
-            if options.flags & libc.MS_BIND or entry.type == "bind":
+            if entry.type == DETACHED:
+                libc.move_mount(
+                    int(entry.source), "", libc.AT_FDCWD, target, libc.MOVE_MOUNT_F_EMPTY_PATH
+                )  # fmt: skip
+            elif options.flags & libc.MS_BIND or entry.type == "bind":
                 self._bind(entry.source, target, options)
             else:
                 mounts.mount_filesystem(entry.type, entry.source, target, options)

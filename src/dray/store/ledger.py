@@ -22,7 +22,7 @@ from dray.base.records import Change as Row
 from dray.base.records import Records
 from dray.linux import libc
 from dray.store.snapshots import Info, LayerRecord, SnapshotRecord
-from dray.store.trash import Trash
+from dray.store.trash import Remover, Trash, remove_entry
 
 _encode = msgspec.json.Encoder().encode
 _layer = msgspec.json.Decoder(LayerRecord)
@@ -44,24 +44,37 @@ def _short(value: int) -> str:
     return text
 
 
+def kinds(driver: str) -> tuple[str, str]:
+    """Return the kinds of a driver's records: of its layers, and of its active snapshots."""
+    return f"layer.{driver}", f"snapshot.{driver}"
+
+
 class Ledger:
     """The snapshots of one driver below `root`; `own` are the names beside them that belong to the driver itself.
     Thread-safe."""
 
-    def __init__(self, root: Path, records: Records, driver: str, own: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        records: Records,
+        driver: str,
+        own: Iterable[str] = (),
+        *,
+        remover: Remover = remove_entry,
+    ) -> None:
         self.root = root
         self._reserved = {"trash", *own}
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(root, 0o700)
         self._records = records
-        self._kinds = (f"layer.{driver}", f"snapshot.{driver}")
+        self._kinds = kinds(driver)
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
         self._boot = boot_id()
         self.layers = {key: _layer.decode(value) for key, value in records.scan(self._kinds[0])}
         self.snapshots = {key: _snapshot.decode(value) for key, value in records.scan(self._kinds[1])}
         self._forget_unsettled()
-        self.trash = Trash(root / "trash")
+        self.trash = Trash(root / "trash", remover=remover)
         known = self.folders()
         present = {entry.name for entry in os.scandir(root)} - self._reserved
         for folder in present - known:

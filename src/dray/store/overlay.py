@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import tempfile
 import threading
 import time
 from collections import deque
@@ -24,8 +25,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.records import Records
+from dray.linux import libc
 from dray.linux.trees import copy_xattrs, remove_path, tree_usage
 from dray.runtime.model import Mount
 from dray.store.layers.extract import Applied, NeedsLower
@@ -37,6 +39,9 @@ from dray.store.snapshots import Change, Info, LayerRecord, LayerSource, Progres
 
 _ROOT_MODE = 0o755  # of a file system that no layer says anything about, whatever the umask is
 _SPARES = 8
+_MOST_LAYERS = (
+    499  # the kernel stacks 500 directories (OVL_MAX_STACK); a look at a container needs one for its own
+)
 _PAUSE = 0.005  # seconds: whoever has just got a snapshot goes on undisturbed
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 
@@ -51,10 +56,39 @@ def _fixed_options() -> tuple[str, ...]:
     return tuple(options)
 
 
+def probe(root: str | os.PathLike[str]) -> None:
+    """Refuse a place whose file system the kernel's overlayfs cannot write to; Unsupported, with the reason.
+
+    An overlay is made there, detached: nothing of it is left, whatever happens.
+    """
+    with tempfile.TemporaryDirectory(prefix="overlay-", dir=root) as place:
+        for name in ("lower", "upper", "work"):
+            os.mkdir(f"{place}/{name}")
+        context = -1
+        try:
+            context = libc.fsopen("overlay")
+            for name in ("lower", "upper", "work"):
+                libc.fsconfig(context, libc.FSCONFIG_SET_STRING, f"{name}dir", f"{place}/{name}")
+            libc.fsconfig(context, libc.FSCONFIG_CMD_CREATE)
+            mounted = libc.fsmount(context)
+            try:
+                with open(f"/proc/self/fd/{mounted}/file", "xb"):
+                    pass
+            finally:
+                os.close(mounted)
+        except OSError as error:
+            raise Unsupported(f"storage driver overlay2: overlayfs cannot be used in {root}: {error}") from error
+        finally:
+            if context >= 0:
+                os.close(context)
+
+
 class Overlay:
     """`snapshots.Snapshots` over overlayfs."""
 
     name = "overlay2"
+    mount_type = "overlay"
+    marks_are_files = False  # whether opaque directories of an upper directory are marked by files in them
 
     def __init__(self, root: str | os.PathLike[str], records: Records) -> None:
         self._root = Path(root).absolute()
@@ -161,11 +195,12 @@ class Overlay:
         if not lower:
             return [Mount("bind", diff, ("rbind", "ro" if record.read_only else "rw"))]
         if record.read_only:
-            return [Mount("overlay", "overlay", (f"lowerdir={':'.join([diff, *lower])}", *self._options, "ro"))]
+            options = (f"lowerdir={':'.join([diff, *lower])}", *self._options, "ro")
+            return [Mount(self.mount_type, self.mount_type, options)]
         if not os.path.isdir(work):
             self._restore(record)
         options = (f"lowerdir={':'.join(lower)}", f"upperdir={diff}", f"workdir={work}", *self._options)
-        return [Mount("overlay", "overlay", options)]
+        return [Mount(self.mount_type, self.mount_type, options)]
 
     def _restore(self, record: SnapshotRecord) -> None:
         """Make the directories of a snapshot again that a power loss took before they were on disk."""
@@ -189,6 +224,7 @@ class Overlay:
             missing = [layer for layer in layers if layer.chain_id not in self._ledger.layers]
             if not missing:
                 return
+            self._check_depth(missing)
             folders = {layer.chain_id: self._ledger.folder() for layer in missing}
             try:
                 self._unpack(missing, folders, progress)
@@ -198,6 +234,20 @@ class Overlay:
                         self._discard(name)
                 raise
         self._ledger.settle_later()
+
+    def _check_depth(self, missing: Sequence[LayerSource]) -> None:
+        """Refuse more layers than can be mounted, before any is unpacked; InvalidParameter."""
+        new = {layer.chain_id: layer.parent for layer in missing}
+        for chain_id in new:
+            depth, below = 0, chain_id
+            while below in new and new[below] is not None:
+                depth, below = depth + 1, new[below] or ""
+            depth += 1 if below in new else len(self._ledger.chain(below))
+            if depth > _MOST_LAYERS:
+                raise InvalidParameter(
+                    f"the image has {depth} layers or more: storage driver {self.name} can stack {_MOST_LAYERS} "
+                    "(use --storage-driver vfs, or an image with fewer layers)"
+                )
 
     def _unpack(self, missing: list[LayerSource], folders: dict[str, str], progress: Progress | None) -> None:
         def one(layer: LayerSource, lower: LowerLayers | None = None) -> Applied | None:
@@ -280,8 +330,8 @@ class Overlay:
         """See `Snapshots`."""
         from dray.store.layers.diff import overlay_changes
 
-        lower = self._ledger.chain(self._ledger.parent(key))
-        return overlay_changes(self.upper(key), [str(self._root / layer.folder / "diff") for layer in lower])
+        lower = [str(self._root / layer.folder / "diff") for layer in self._ledger.chain(self._ledger.parent(key))]
+        return overlay_changes(self.upper(key), lower, marks_are_files=self.marks_are_files)
 
     def list(self) -> list[Info]:
         """See `Snapshots`."""

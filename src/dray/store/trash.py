@@ -18,12 +18,21 @@ from pathlib import Path
 
 from dray.linux.trees import remove_at
 
+# Removes what `name` is in the directory `trash` (a descriptor, which may take what lies too deep); OSError.
+Remover = Callable[[int, bytes], None]
+
+
+def remove_entry(trash: int, name: bytes) -> None:
+    """Remove a tree of plain files."""
+    remove_at(trash, name, lift=trash)
+
 
 class Trash:
     """One trash directory and the thread that empties it, started when first needed. Thread-safe."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, remover: Remover = remove_entry) -> None:
         self._folder = Path(folder)
+        self._remover = remover
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -72,7 +81,7 @@ class Trash:
             while names := os.listdir(lift):
                 for name in names:
                     with contextlib.suppress(OSError):
-                        remove_at(lift, os.fsencode(name), lift=lift)
+                        self._remover(lift, os.fsencode(name))
                 if set(os.listdir(lift)) >= set(names):
                     break  # nothing of it can be removed (an immutable file, a mount): again at next start
         finally:

@@ -286,13 +286,20 @@ class VolumeTable:
         except DrayError as error:
             raise type(error)(f"error while mounting volume '{volume.name}': {error}") from error
 
+    def let_go_at_once(self, name: str, mount_id: str) -> bool:
+        """Give back what `mount` gave, if nothing has to be unmounted for it; tell whether that was all."""
+        volume = self.known(name)
+        if mount_id not in self._mounts.get(name, ()):
+            return True
+        if volume is None or volume.driver != "local" or needs_mount(volume):
+            return False
+        _drop(self._mounts, name, mount_id)
+        return True
+
     async def unmount(self, name: str, mount_id: str) -> None:
         """Give back what `mount` gave; the last to do so unmounts it. A plugin that fails is logged, no more."""
         volume = self.known(name)
-        if volume is None or mount_id not in self._mounts.get(name, ()):
-            return
-        if volume.driver == "local" and not needs_mount(volume):
-            _drop(self._mounts, name, mount_id)
+        if volume is None or self.let_go_at_once(name, mount_id):
             return
         async with self._lock(name):
             _drop(self._mounts, name, mount_id)

@@ -27,6 +27,7 @@ from dray.base.errors import Conflict, Forbidden, InvalidParameter
 from dray.engine import rootfs
 from dray.linux import libc, mounts
 from dray.runtime.model import Mount
+from dray.runtime.served import FUSE_OVERLAY
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # linux/magic.h: file systems whose files are the kernel's own doing.
@@ -169,8 +170,12 @@ class _Assembly:
     def _assemble(self, stack: contextlib.ExitStack) -> None:
         # Sources are the host's paths: they are opened before anything of the container is mounted.
         trees = [(point, _clone(stack, point)) for point in self._points]
-        mount = self._mount if self._writable else _read_only(self._mount)
-        base = _bind(stack, mount) if mount.type != "overlay" else -1
+        mount = self._mount if self._writable else rootfs.without_upper(self._mount)
+        if mount.type == FUSE_OVERLAY:
+            base = rootfs.served(mount)
+            stack.callback(os.close, base)
+        else:
+            base = _bind(stack, mount) if mount.type != "overlay" else -1
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount("none", "/", flags=libc.MS_REC | libc.MS_SLAVE)
         self.namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -228,20 +233,6 @@ def _bind(stack: contextlib.ExitStack, mount: Mount) -> int:
     tree = mounts.clone_tree(mount.source)
     stack.callback(os.close, tree)
     return tree
-
-
-def _read_only(mount: Mount) -> Mount:
-    """Return a mount of the same root that takes no writes: an overlay's upper directory becomes its top layer."""
-    if mount.type != "overlay":
-        return mount
-    words = dict(word.partition("=")[::2] for word in mount.options)
-    upper = words.pop("upperdir", "")
-    words.pop("workdir", None)
-    if upper:
-        words["lowerdir"] = f"{upper}:{words['lowerdir']}"
-    if ":" not in words["lowerdir"]:
-        return Mount("bind", words["lowerdir"], ("rbind", "ro"))
-    return Mount("overlay", "overlay", tuple(f"{key}={value}" if value else key for key, value in words.items()))
 
 
 def check_writable(view: View, path: str, *, read_only_root: bool) -> None:

@@ -11,6 +11,7 @@ escapes.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import IO, Any
 
-from dray.base.errors import DrayError, Internal, by_status
+from dray.base.errors import DrayError, Internal, Unavailable, by_status
 from dray.store.layers.extract import Applied, NeedsLower
 from dray.store.layers.unpack import unpack_layer
 from dray.store.snapshots import LayerSource
@@ -104,7 +105,8 @@ def main() -> None:
     except DrayError as error:
         say({"error": error.message, "status": error.status})
     except OSError as error:
-        say({"error": str(error), "status": 500})
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        say({"error": str(error), "status": Unavailable.status if full else Internal.status})
     else:
         say(
             {
