@@ -41,7 +41,7 @@ from dray.network.overlay import OverlayDriver
 from dray.network.peers import PeerFollower
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
-from dray.network.sandbox import NamespacePool
+from dray.network.sandbox import Sandboxes
 
 _MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 
@@ -74,7 +74,7 @@ class Controller:
             self._firewall = firewall.of_config(config, self._host)
             undo.pop_all()
         self._publisher = Publisher(config, self._firewall, HostPorts(), self._host, self._network)
-        self._pool = NamespacePool(namespaces)
+        self._pool = Sandboxes(namespaces, config.user_maps)
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
@@ -242,7 +242,7 @@ class Controller:
                 built = self._build(container_id, ask, planned, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in built}
             return Attachment(endpoints=built)
-        namespace = await self._pool.take()
+        namespace = await self._pool.take(ask)
         with ExitStack() as undo:
             undo.callback(namespace.close)
             built = self._build(container_id, ask, planned, undo)
@@ -256,7 +256,7 @@ class Controller:
             made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
             undo.pop_all()
-        made.netns = namespace.detach()
+        made.netns, made.userns = namespace.detach()
         return made
 
     async def detach(self, container_id: str, held: Sequence[Endpoint]) -> None:

@@ -24,6 +24,7 @@ from dray.api.requests import (
     Connection,
     CreateOptions,
     Download,
+    EditRequest,
     ImportOptions,
     LogOptions,
     PathStat,
@@ -328,8 +329,18 @@ class Authorization(Protocol):
         """Decide about its answer, before it is sent (a stream: after it has been)."""
 
 
-class Backends(Struct, frozen=True, kw_only=True):
-    """Everything behind the API. A part that is None answers 501, naming what is missing."""
+class Editing(Protocol):
+    """Changing containers that exist."""
+
+    async def edit(self, ref: str, request: EditRequest) -> list[str]:
+        """Change a container; return warnings."""
+
+
+class Backends(Struct, kw_only=True):
+    """Everything behind the API. A part that is None answers 501, naming what is missing.
+
+    Fixed but for `authorization`, which follows a reload of the configuration.
+    """
 
     system: System
     containers: Containers | None = None
@@ -345,3 +356,4 @@ class Backends(Struct, frozen=True, kw_only=True):
     volume_transfer: VolumeTransfer | None = None
     events: Events | None = None
     authorization: Authorization | None = None
+    editing: Editing | None = None
