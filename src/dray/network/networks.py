@@ -12,7 +12,7 @@ from ipaddress import ip_interface, ip_network
 
 import msgspec
 
-from dray.base import digest
+from dray.base import digest, failpoints
 from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound
 from dray.base.records import Change, Records
 from dray.linux.links import Interface, Links
@@ -107,6 +107,7 @@ class Networks:
         pools = self._choose_pools(network)
         network = msgspec.structs.replace(network, pools=pools)
         self._ipam.add(network.id, pools)
+        failpoints.reach("network-create.chosen")
         self._keep(network, None)
         return network
 
