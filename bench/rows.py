@@ -252,7 +252,7 @@ class ContainerMemory(Row):
             engine.ok(
                 "run", "-d", "--name", f"idle{number}", "-p", f"{HOST_ADDRESS}::80", "busybox", "sleep", "6000"
             )
-        time.sleep(0.5)
+        time.sleep(3)  # idle is who has had nothing to do for a while
         programs = {engine.state(f"idle{number}")["Pid"] for number in range(self.count)}
         came = {pid for pid in self.world.processes() - before - programs if state(pid) not in ("", "Z")}
         total = sum(memory(pid, "Private_Dirty") for pid in came)

@@ -17,6 +17,7 @@ from dray.engine.model import Container, ContainerRecord
 @pytest.fixture
 def engine(tmp_path) -> Mock:
     engine = Mock()
+    engine.registry.sync = AsyncMock()
     engine.launcher.remove_anonymous_volumes = AsyncMock()
     engine.launcher.layout.container_trash.return_value = str(tmp_path / "trash")
     return engine

@@ -1,7 +1,6 @@
 """Asks that Docker refuses, in its words; limits it discards with a warning."""
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from dray.api.models import (
@@ -19,7 +18,7 @@ from dray.engine.validate import validate, validate_resources
 from dray.engine.validate.resources import parse_list
 from dray.linux.cgroups.facilities import Capabilities
 
-FLAGS = {one.name: True for one in dataclasses.fields(Capabilities) if one.type == "bool"}
+FLAGS = {one.name: True for one in msgspec.structs.fields(Capabilities) if one.type is bool}
 ALL = Capabilities(version=1, **FLAGS, cpuset_cpus="0-1", cpuset_mems="0")
 NONE = Capabilities(version=1)
 M = 1 << 20
@@ -183,7 +182,7 @@ def test_warnings():
     ]
     assert "no memory limit is set" in check(oom_kill_disable=True)[0]
     assert "SELinux" in check(security_opt=["label=type:t"])[0]
-    no_swap = dataclasses.replace(ALL, swap_limit=False)
+    no_swap = msgspec.structs.replace(ALL, swap_limit=False)
     assert "Memory limited without swap." in check(have=no_swap, memory=64 * M)[0]
 
 

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import inspect as types
 
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ T = TypeVar("T")
 DEPTH_LIMIT = 200
 
 # Strings are matched whole, so that brackets within them do not count.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_STRUCTURE = pattern(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 # A reader takes (value, its path, the list of unknown keys) and returns what `msgspec.convert` will accept.
 _Reader = Callable[[Any, str, list[str]], Any]

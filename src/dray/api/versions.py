@@ -6,6 +6,7 @@ import re
 
 from dray.api.models import API_VERSION
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 
 Version = tuple[int, int]
 
@@ -15,7 +16,7 @@ NEWEST: Version = (int(API_VERSION.split(".")[0]), int(API_VERSION.split(".")[1]
 # Below this, errors are plain text: clients of that age do not read JSON errors.
 JSON_ERRORS: Version = (1, 24)
 
-_FORM = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})(?:\.[0-9]{1,4})?", re.ASCII)
+_FORM = pattern(r"([0-9]{1,4})\.([0-9]{1,4})(?:\.[0-9]{1,4})?", re.ASCII)
 
 
 def parse(text: str) -> Version:

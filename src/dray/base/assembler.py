@@ -1,10 +1,12 @@
 """A very small assembler: one program, written once, as a static ELF executable for amd64 and for arm64.
 
+Or as a function that C may call (`enter`, `leave`).
+
 The machine that programs are written for has the registers below, which no system call changes but RESULT, and the
 dozen instructions that `Assembler` has as methods. Each is one or two instructions of the real machine:
 
     V0 … V5      rbx rbp r12 r13 r14 r15        x19 … x24     variables
-    A0 … A3      rdi rsi rdx r10                x0 … x3       arguments of a system call
+    A0 … A5      rdi rsi rdx r10 r8 r9          x0 … x5       arguments of a system call
     RESULT       rax                            x0            its result, or -errno
 
 On arm64 RESULT is A0: a result is moved away before the next argument is set. Numbers are 64-bit.
@@ -20,10 +22,10 @@ from typing import Literal
 Architecture = Literal["amd64", "arm64"]
 Condition = Literal["eq", "ne", "lt", "ge"]
 
-V0, V1, V2, V3, V4, V5, A0, A1, A2, A3, RESULT = range(11)
+V0, V1, V2, V3, V4, V5, A0, A1, A2, A3, RESULT, A4, A5 = range(13)
 
-_AMD64 = (3, 5, 12, 13, 14, 15, 7, 6, 2, 10, 0)
-_ARM64 = (19, 20, 21, 22, 23, 24, 0, 1, 2, 3, 0)
+_AMD64 = (3, 5, 12, 13, 14, 15, 7, 6, 2, 10, 0, 8, 9)
+_ARM64 = (19, 20, 21, 22, 23, 24, 0, 1, 2, 3, 0, 4, 5)
 _RSP, _SP = 4, 31
 _JUMPS = {"eq": 0x84, "ne": 0x85, "lt": 0x8C, "ge": 0x8D}  # the second byte of jcc rel32, signed
 _CONDITIONS = {"eq": 0, "ne": 1, "lt": 11, "ge": 10}
@@ -31,8 +33,12 @@ _CONDITIONS = {"eq": 0, "ne": 1, "lt": 11, "ge": 10}
 # Numbers of system calls: (amd64, arm64), asm/unistd.h.
 _CALLS = {
     "write": (1, 64),
+    "mmap": (9, 222),
     "rt_sigprocmask": (14, 135),
     "ioctl": (16, 29),
+    "pread64": (17, 67),
+    "pwrite64": (18, 68),
+    "madvise": (28, 233),
     "getpid": (39, 172),
     "clone": (56, 220),
     "execve": (59, 221),
@@ -138,6 +144,28 @@ class Assembler:
         else:
             self._word(0xD1400000 | (size >> 12) << 10 | _SP << 5 | _SP)  # sub sp, sp, #size >> 12, lsl 12
 
+    def enter(self, size: int) -> None:
+        """Begin a function of one argument, A0: save V0 … V5, take `size` bytes (a multiple of 4096) of stack."""
+        if self._intel:
+            self._code += bytes.fromhex("5355415441554156 4157")  # push rbx, rbp, r12, r13, r14, r15
+        else:
+            self._word(0xA9BC53F3)  # stp x19, x20, [sp, #-64]!
+            self._word(0xA9015BF5)  # stp x21, x22, [sp, #16]
+            self._word(0xA90263F7)  # stp x23, x24, [sp, #32]
+        self.frame(size)
+
+    def leave(self, size: int) -> None:
+        """Return from a function that has entered with `size`; RESULT is its value."""
+        if self._intel:
+            self._code += b"\x48\x81\xc4" + struct.pack("<i", size)
+            self._code += bytes.fromhex("415f415e415d415c5d5bc3")  # pop what was pushed, ret
+        else:
+            self._word(0x91400000 | (size >> 12) << 10 | _SP << 5 | _SP)  # add sp, sp, #size >> 12, lsl 12
+            self._word(0xA94263F7)  # ldp x23, x24, [sp, #32]
+            self._word(0xA9415BF5)  # ldp x21, x22, [sp, #16]
+            self._word(0xA8C453F3)  # ldp x19, x20, [sp], #64
+            self._word(0xD65F03C0)  # ret
+
     def address(self, target: int, label: str) -> None:
         """target = the address of a label."""
         if self._intel:
@@ -231,7 +259,7 @@ class Assembler:
         self._conditional("eq", label)
 
     def call(self, name: str) -> None:
-        """Make the system call of that name with A0 … A3."""
+        """Make the system call of that name with A0 … A5."""
         numbers = _CALLS[name]
         if self._intel:
             self._code += b"\xb8" + struct.pack("<I", numbers[0]) + b"\x0f\x05"  # mov eax, n; syscall

@@ -7,9 +7,10 @@ import re
 import secrets
 
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 
 _LENGTHS = {"sha256": 64, "sha512": 128}
-_DIGEST = re.compile(r"(sha256|sha512):([0-9a-f]+)", re.ASCII)
+_DIGEST = pattern(r"(sha256|sha512):([0-9a-f]+)", re.ASCII)
 
 
 def is_digest(text: str) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp])?(?:i?b)?", re.IGNORECASE | re.ASCII)
+_SIZE = pattern(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp])?(?:i?b)?", re.IGNORECASE | re.ASCII)
 
 
 def parse_bytes(text: str) -> int:

@@ -11,9 +11,10 @@ import ipaddress
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from msgspec import Struct
 
 from dray import __version__
 from dray.base import units
@@ -27,8 +28,7 @@ FEATURES: dict[str, bool | None] = {"cdi": None, "containerd-snapshotter": True}
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
-@dataclass(frozen=True, slots=True)
-class DaemonConfig:
+class DaemonConfig(Struct, frozen=True):
     """The merged, checked configuration; `config["data-root"]` by daemon.json's keys. `file` and the command line's
     `arguments` are where it came from."""
 

@@ -6,16 +6,16 @@ accepted and ignored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 NO_SWARM = "there is no swarm mode yet"
 NO_BUILD = "there is no image builder yet"
 NO_CONTAINERD = "dray does without containerd"
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Struct, frozen=True):
     """One option. `kind`: str, int, bool, list, map (key=value pairs), or json (an object or array, only in the
     file unless a flag's parser in `daemon.config` makes it). `refused`: the reason it cannot be set."""
 

@@ -409,6 +409,7 @@ class House:
             timeout = self.config["shutdown-timeout"]
             stops = (self.lifecycle.stop(one, timeout=timeout) for one in running)
             await asyncio.gather(*stops, return_exceptions=True)
+        await self.lifecycle.finish_ends()
         await self.supervisor.stop()
         idle = not any(one.state.running for one in self.registry)
         await self.resolver.stop(end=idle)

@@ -7,13 +7,14 @@ import re
 import time
 
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 
 NEVER = "0001-01-01T00:00:00Z"
 
-_RFC3339 = re.compile(
+_RFC3339 = pattern(
     r"(\d{4})-(\d\d)-(\d\d)(?:T(\d\d)(?::(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII
 )
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_DURATION = pattern(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _DURATION_UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 
 

@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import os
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from dray.api import models as api
 from dray.api.requests import CreateOptions
@@ -38,8 +38,7 @@ from dray.volumes.local import ANONYMOUS, copy_up
 from dray.volumes.table import VolumeTable
 
 
-@dataclass(slots=True, kw_only=True)
-class Defaults:
+class Defaults(Struct, kw_only=True):
     """What the daemon's configuration gives to containers that do not say. `runtime`, `runtimes` and `cdi_spec_dirs`
     follow a reload of the configuration; the others are fixed."""
 

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 KILL_PATIENCE = 10.0  # seconds after SIGKILL before we say that the process cannot be killed
 
+_ENDS_PATIENCE = 2.0  # seconds, until a daemon that stops leaves shims of dead containers to themselves
 OPENING_PATIENCE = 5.0  # seconds that a removal waits for log readers to open their files
 
 
@@ -186,17 +187,28 @@ class Lifecycle:
             with _logged(container, "its peers could not be told"):
                 self._peers.gone(container.id, endpoints)
             failpoints.reach("stop.named")
+            # Its processes, network and ports are gone: that is told now. What only the next run must wait for, the
+            # shim with the cgroup, goes behind it, under the lock.
+            container.settled.set()
+            self._tell(container.exit_waiters, status)
             if task is not None:
                 with _logged(container, "its shim could not be released"):
                     await task.release()
             failpoints.reach("stop.done")
-            container.settled.set()
-        self._tell(container.exit_waiters, status)
         if again:
             delay = self._back_off.setdefault(container.id, restart.BackOff()).after_run_of(ran)
             container.restart_timer = asyncio.create_task(self._restart_after(container, delay))
         elif record.host_config.auto_remove and not container.stop_requested:
             await self._remove_quietly(container)
+
+    async def finish_ends(self) -> None:
+        """Wait, for a moment, until the shims of runs that are over have been released."""
+        ending = [one for one in self._registry if one.lock.locked() and not one.state.running]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENDS_PATIENCE):
+                for container in ending:
+                    async with container.lock:
+                        pass
 
     async def _restart_after(self, container: Container, delay: float) -> None:
         await asyncio.sleep(delay)

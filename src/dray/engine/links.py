@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.base.errors import Conflict, InvalidParameter
 from dray.engine.model import Container
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """A resolved link: the other container's address, the names it gets, and the variables it brings."""
 
     address: str

@@ -9,10 +9,10 @@ the lock, the task, the waiting clients.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct, field
 
 from dray.api.models import ContainerConfig, HostConfig, NetworkingConfig
 from dray.network.model import Endpoint
@@ -110,8 +110,7 @@ class ContainerRecord(msgspec.Struct):
     resume: bool = False  # it ran when an edit began: a daemon that is killed meanwhile starts it
 
 
-@dataclass(eq=False, slots=True)
-class Exec:
+class Exec(Struct, eq=False):
     """A further process of a container, from its creation until the container is gone."""
 
     id: str
@@ -133,8 +132,7 @@ class Exec:
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-@dataclass(eq=False, slots=True)
-class Container:
+class Container(Struct, eq=False):
     """A container in the daemon: its record and what lives only as long as the daemon does.
 
     `lock` serialises the verbs that change state. `pending` are clients that attached before the start.

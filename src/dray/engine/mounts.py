@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 
 from dray.api.models import ContainerConfig, HostConfig, Mount
 from dray.base.errors import InvalidParameter, Unsupported
+from dray.base.patterns import pattern
 from dray.engine.model import MountPoint
 
 _PROPAGATION = {"private", "rprivate", "shared", "rshared", "slave", "rslave"}
-_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+_VOLUME_NAME = pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
 IDMAP_LABEL = "dray.bind-idmap."
 IdRange = tuple[int, int, int]
-_ID_RANGE = re.compile(r"([ug]?)([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
+_ID_RANGE = pattern(r"([ug]?)([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 _LABELS = {"z", "Z"}  # SELinux relabelling; there is no SELinux to tell, as on every Docker host without it
 _CONSISTENCY = {"consistent", "cached", "delegated"}  # Docker Desktop's; no meaning on Linux
 

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 import msgspec
 
 from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound
+from dray.base.patterns import pattern
 from dray.base.records import Change, Records
 from dray.engine import model
 from dray.engine.model import Container
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
+_NAME = pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
 
 
 class Registry:

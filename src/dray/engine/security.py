@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import Struct
 
 from dray.base.errors import InvalidParameter
 
@@ -131,8 +131,7 @@ def capabilities(
 # --- --security-opt -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SecurityOptions:
+class SecurityOptions(Struct, frozen=True):
     """`HostConfig.SecurityOpt`, read.
 
     no_new_privileges, writable_cgroups: None where it is not said

@@ -6,8 +6,9 @@ import asyncio
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from dray import __version__
 from dray.api import models as api
@@ -28,8 +29,7 @@ NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"]
 LOG_DRIVERS = ["json-file", "local", "none"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """What `info` tells of the daemon's configuration."""
 
     id: str

@@ -120,6 +120,8 @@ NSFS_MAGIC = 0x6E736673
 
 # Numbers from 424 on are the same everywhere; older ones are (x86_64, the generic table of arm64 and riscv64).
 _OLD = {
+    "mmap": (9, 222),
+    "madvise": (28, 233),
     "mount": (165, 40),
     "getdents64": (217, 61),
     "umount2": (166, 39),

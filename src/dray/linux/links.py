@@ -11,8 +11,9 @@ import errno
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_network
+
+from msgspec import Struct
 
 from dray.linux import netlink
 from dray.linux.netlink import Netlink, Request
@@ -57,8 +58,7 @@ _ROUTE = struct.Struct(
 )  # struct rtmsg: family, dst len, src len, tos, table, protocol, scope, type, flags
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """An interface as the kernel lists it. `master` is 0 without one; `kind` is `bridge`, `veth`, … or empty."""
 
     index: int
@@ -76,8 +76,7 @@ class Link:
         return bool(self.flags & IFF_UP)
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """A unicast route of the main table. `destination` is `0.0.0.0/0` or `::/0` for a default route."""
 
     destination: str

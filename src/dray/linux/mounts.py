@@ -17,7 +17,8 @@ import functools
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.base.files import remove_tree
 from dray.linux import libc
@@ -82,8 +83,7 @@ _ATTRIBUTES: dict[int, int] = {
 _ACCESS_TIME = libc.MS_NOATIME | libc.MS_STRICTATIME | libc.MS_RELATIME
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """Option words, sorted by the syscall that takes them.
 
     flags: MS_* for mount(2)

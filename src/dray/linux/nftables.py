@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.base.errors import Unsupported
 from dray.linux import netlink
@@ -53,8 +54,7 @@ PRIORITY_LAST = 1000  # behind whatever a firewall writes, before the flow is co
 DROP, ACCEPT = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
+class Hook(Struct, frozen=True):
     """Where a base chain sits: `kind` is `filter` or `nat`; `policy` what it does with what no rule judged."""
 
     kind: str
@@ -63,8 +63,7 @@ class Hook:
     policy: int = ACCEPT
 
 
-@dataclass(frozen=True, slots=True)
-class BaseChain:
+class BaseChain(Struct, frozen=True):
     """A base chain as the kernel lists it, of any table."""
 
     family: int
@@ -73,8 +72,7 @@ class BaseChain:
     hook: Hook
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
+class Set(Struct, frozen=True):
     """A set, or a map when `data_types` are given; `types` and `data_types` are the fields of key and value."""
 
     name: str
@@ -82,8 +80,7 @@ class Set:
     data_types: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(Struct, frozen=True):
     """A set's member: key and value as the kernel holds them, and a comment that `nft list` shows."""
 
     key: bytes

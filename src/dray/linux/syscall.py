@@ -49,6 +49,11 @@ def checked(result: int, syscall: str, path: Path | None = None) -> int:
     return result
 
 
+def native(address: int) -> Callable[[int], int]:
+    """Return the function of machine code at an address, of one argument; it keeps the interpreter lock."""
+    return ctypes.PYFUNCTYPE(LONG, POINTER)(address)
+
+
 class Buffer:
     """Memory whose address may be put into a packed structure; it lives as long as this object."""
 
@@ -65,3 +70,7 @@ class Buffer:
     def raw(self) -> bytes:
         """The bytes as they are now."""
         return self._array.raw
+
+    @raw.setter
+    def raw(self, content: bytes) -> None:
+        self._array.raw = content

@@ -8,8 +8,9 @@ yields batches of lines that share stream and time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+from msgspec import Struct, field
 
 STREAMS = ("stdout", "stderr")
 
@@ -54,8 +55,7 @@ class LogFormat(Protocol):
         records found)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True):
     """Which records are wanted.
 
     tail: the last so many of all records (None: all), counted before the other conditions, as dockerd counts
@@ -69,8 +69,7 @@ class Selection:
     stderr: bool = True
 
 
-@dataclass(slots=True)
-class Splitter:
+class Splitter(Struct):
     """Cuts chunks into whole lines and partial records, per stream."""
 
     _waiting: dict[str, bytes] = field(default_factory=dict)

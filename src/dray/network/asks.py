@@ -7,9 +7,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from dray.base.errors import Forbidden, InvalidParameter, NotFound
+from dray.base.patterns import pattern
 from dray.network.model import NetworkTerms
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+_NAME = pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
 
 
 class NetworkAsk(NetworkTerms, frozen=True, kw_only=True):

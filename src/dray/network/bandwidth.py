@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.linux import traffic
 from dray.linux.links import Links
 from dray.linux.netlink import Request
@@ -23,7 +24,7 @@ from dray.network.model import Endpoint
 INGRESS = "com.dray.network.bandwidth.ingress"
 EGRESS = "com.dray.network.bandwidth.egress"
 OPTIONS = (INGRESS, EGRESS)
-_RATE = re.compile(r"(\d+(?:\.\d+)?)([kmg]?)(bit|bps|)", re.ASCII | re.IGNORECASE)
+_RATE = pattern(r"(\d+(?:\.\d+)?)([kmg]?)(bit|bps|)", re.ASCII | re.IGNORECASE)
 _SCALE = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _LEAST = 8_000  # bits per second: below it a single packet waits for seconds
 

@@ -15,6 +15,7 @@ import msgspec
 
 from dray.base import digest
 from dray.base.errors import Conflict, InvalidParameter, Unsupported
+from dray.base.patterns import pattern
 from dray.network import bandwidth, bridge, options
 from dray.network.ipam import Ipam, parse_address
 from dray.network.model import OPTION, Endpoint, EndpointAsk, Network, SandboxAsk
@@ -23,7 +24,7 @@ from dray.network.networks import DEFAULT_GATEWAY
 INTERFACE_NAME = OPTION + "endpoint.ifname"
 SYSCTLS = OPTION + "endpoint.sysctls"
 WITH_HOST_END = ("bridge", "overlay")  # drivers whose endpoints are veth pairs
-_MAC = re.compile(r"(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", re.ASCII)
+_MAC = pattern(r"(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", re.ASCII)
 
 
 def plan(ask: SandboxAsk, resolve: Callable[[str], Network]) -> list[tuple[Network, EndpointAsk]]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 
+from msgspec import Struct
+
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.network.dns.model import ADDRESS
 from dray.network.model import Endpoint
 
@@ -32,7 +34,7 @@ _LOCALHOST = (
     ("ff02::1", "ip6-allnodes"),
     ("ff02::2", "ip6-allrouters"),
 )
-_DOMAIN = re.compile(r"(?:[a-zA-Z0-9_](?:[a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?\.?)+", re.ASCII)
+_DOMAIN = pattern(r"(?:[a-zA-Z0-9_](?:[a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?\.?)+", re.ASCII)
 
 
 def parse_extra_host(text: str) -> tuple[str, str]:
@@ -98,8 +100,7 @@ def hostname_file(hostname: str) -> str:
     return hostname + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvConf:
+class ResolvConf(Struct, frozen=True):
     """What resolv.conf(5) says, as far as a container can use it."""
 
     nameservers: tuple[str, ...] = ()
@@ -145,8 +146,7 @@ def _read(path: str) -> str:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Resolving:
+class Resolving(Struct, frozen=True):
     """How a container resolves names.
 
     nameservers: those that it can ask itself

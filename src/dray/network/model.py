@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Protocol
 
 import msgspec
+from msgspec import Struct, field
 
 KIND = "network"
 PREDEFINED = ("bridge", "host", "none")
@@ -179,8 +179,7 @@ class SandboxAsk(msgspec.Struct, frozen=True, kw_only=True):
     user_path: str = ""
 
 
-@dataclass(slots=True)
-class Attachment:
+class Attachment(Struct):
     """A finished sandbox, owned by the caller: `close` it once the task holds its own descriptors.
 
     netns: the namespace's descriptor; None when the container uses the host's or another container's
@@ -212,8 +211,7 @@ class Attachment:
             os.close(self.hold_fds.pop())
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
+class NetworkConfig(Struct, frozen=True):
     """The daemon's networking settings, under dockerd's own names.
 
     bridge: name of the default bridge's interface (made when missing), `none` for no default network

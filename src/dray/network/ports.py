@@ -16,7 +16,8 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.base.errors import Internal, InvalidParameter
 from dray.linux.nftables import NFPROTO_IPV4, NFPROTO_IPV6
@@ -36,8 +37,7 @@ class PortTaken(Exception):
     """A host port cannot be had; the message is Docker's, without the words about the endpoint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(Struct, frozen=True):
     """A host port that is ours: its binding, its socket (None if the kernel lacks the protocol), the redirection
     (None if there is none), and the address that user space forwards to ("" for none)."""
 
@@ -47,8 +47,7 @@ class Reservation:
     forward_to: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
+class Reach(Struct, frozen=True):
     """How host ports can lead to a container: families with NAT rules, forwarding in user space, host's IPv6.
 
     routed: families whose container addresses are routed: no host port, the container's own is opened

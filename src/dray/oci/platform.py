@@ -14,6 +14,7 @@ import re
 import msgspec
 
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 
 _ALIASES = {
     "x86_64": ("amd64", None),
@@ -28,7 +29,7 @@ _ALIASES = {
     "ppc64el": ("ppc64le", None),
 }
 _OS_ALIASES = {"macos": "darwin"}
-_WORD = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+_WORD = pattern(r"[A-Za-z0-9_.-]+", re.ASCII)
 
 
 class Platform(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):

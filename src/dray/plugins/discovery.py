@@ -19,17 +19,18 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Struct
 
 from dray.base.errors import InvalidParameter, NotFound
 from dray.base.malformed import MALFORMED
+from dray.base.patterns import pattern
 
 SOCKETS = ("/run/docker/plugins",)
 SPECS = ("/etc/docker/plugins", "/usr/lib/docker/plugins")
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+NAME = pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _SPEC_LIMIT = 64 << 10
 
 
@@ -48,8 +49,7 @@ class _Spec(msgspec.Struct, frozen=True):
     tls: TlsConfig | None = msgspec.field(name="TLSConfig", default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """Where a plugin listens: `path` of its unix socket, or `host` and `port`; `tls` None is plain HTTP."""
 
     path: str = ""
@@ -58,8 +58,7 @@ class Address:
     tls: TlsConfig | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Folders:
+class Folders(Struct, frozen=True):
     """The folders that are looked through."""
 
     sockets: Sequence[str] = SOCKETS

@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from dray.base.errors import DrayError, Internal, NotFound
 from dray.base.malformed import MALFORMED
@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 VOLUME, NETWORK, IPAM, AUTHORIZATION = "VolumeDriver", "NetworkDriver", "IpamDriver", "authz"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Seconds: `long` for calls that do work (create, mount), `short` for questions, `glance` for questions to all
     plugins at once, `patience` for connecting to one that is not there yet."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.plugins.discovery import Address, TlsConfig
 
@@ -21,8 +22,7 @@ class BadAnswer(Exception):
     """What came back is not HTTP, or too large."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """A response: its status and whole body."""
 
     status: int

@@ -6,10 +6,11 @@ import re
 import time
 
 from dray.base.errors import InvalidParameter, Unavailable
+from dray.base.patterns import pattern
 from dray.oci.image import Descriptor
 from dray.registry.transport import FLOOR, WINDOW, Response
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
+_CONTENT_RANGE = pattern(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 _ENOUGH = 256 << 10  # bytes after which a read returns, however many were asked for
 
 

@@ -12,8 +12,9 @@ not answer, or broke off; worth another try, unless it is Unreachable).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from dray.base.errors import Unavailable
 from dray.base.reference import Reference
@@ -28,8 +29,7 @@ class Unreachable(Unavailable):
 MANIFEST_LIMIT = 4 << 20  # bytes; the distribution specification advises registries to take no larger ones
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Struct, frozen=True):
     """What a client sent in X-Registry-Auth. All empty: anonymous."""
 
     username: str = ""

@@ -11,17 +11,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 
 _PORTS = {"http": 80, "https": 443}
-_USER = re.compile(r"(?<=//)[^/@]*@")
+_USER = pattern(r"(?<=//)[^/@]*@")
 
 
-@dataclass(frozen=True, slots=True)
-class Proxies:
+class Proxies(Struct, frozen=True):
     """`http` and `https` are proxies' URLs for requests of that scheme, "" for none; `no` is the list of exceptions."""
 
     http: str = ""

@@ -20,6 +20,7 @@ import msgspec
 from dray.base import digest as digests
 from dray.base.errors import DrayError, InvalidParameter, NotFound
 from dray.base.malformed import MALFORMED
+from dray.base.patterns import pattern
 from dray.base.reference import Reference
 from dray.oci import image as oci
 from dray.oci.image import Descriptor
@@ -45,7 +46,7 @@ SCHEMA1 = frozenset(
 )
 _TYPES = (oci.OCI_INDEX, oci.DOCKER_LIST, oci.OCI_MANIFEST, oci.DOCKER_MANIFEST)
 _ACCEPT = {"Accept": ", ".join((*_TYPES, "application/json;q=0.5", "*/*;q=0.1"))}
-_NEXT = re.compile(r'<([^<>]+)>\s*;[^,]*\brel\s*=\s*"?next"?', re.ASCII)
+_NEXT = pattern(r'<([^<>]+)>\s*;[^,]*\brel\s*=\s*"?next"?', re.ASCII)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 

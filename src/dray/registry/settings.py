@@ -10,8 +10,9 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+from msgspec import Struct, field
 
 from dray.base import reference
 from dray.base.errors import InvalidParameter
@@ -29,8 +30,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str], Sequence[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True):
     """One place where a registry, or a mirror of it, answers: `url` is `scheme://host[:port]`."""
 
     url: str
@@ -56,8 +56,7 @@ def addresses_of(name: str) -> list[str]:
         return []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistrySettings:
+class RegistrySettings(Struct, frozen=True, kw_only=True):
     """The configuration, checked. `mirrors` are URLs without a final slash; `insecure_hosts` are lower case."""
 
     mirrors: tuple[str, ...] = ()

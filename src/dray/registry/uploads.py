@@ -16,6 +16,7 @@ import re
 from urllib.parse import urlencode
 
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, Unavailable
+from dray.base.patterns import pattern
 from dray.registry.session import Session
 from dray.registry.tokens import Scopes
 from dray.registry.transport import Response, joined
@@ -23,7 +24,7 @@ from dray.registry.transport import Response, joined
 SMALL = 1 << 20  # bytes of a first chunk that is held back, to go with the PUT
 COMMIT = 300.0  # seconds of patience while the registry hashes what it was sent
 _DRAIN = 64 << 10
-_RANGE = re.compile(r"(?:bytes=)?(\d+)-(\d+)", re.ASCII)
+_RANGE = pattern(r"(?:bytes=)?(\d+)-(\d+)", re.ASCII)
 
 
 def begin(session: Session, digest: str, mount_from: str | None) -> RemoteUpload | None:

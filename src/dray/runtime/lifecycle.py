@@ -16,9 +16,10 @@ import contextlib
 import os
 import select
 import signal as signals
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from dray.base.errors import Conflict, DrayError, NotFound
 from dray.linux import libc

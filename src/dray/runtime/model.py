@@ -12,16 +12,16 @@ The sequence of a container is create → start → (exec | pause | resume | upd
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from dray.runtime import document
 from dray.runtime.document import Document
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Struct, frozen=True):
     """One mount(8) line: how a snapshot becomes a directory, or an entry of the OCI spec.
 
     `options` are fstab words (`ro`, `rbind`, `lowerdir=…`). An overlay whose options exceed a page is mounted with
@@ -34,8 +34,7 @@ class Mount:
     target: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Stdio:
+class Stdio(Struct, frozen=True):
     """Descriptors that become the process's 0, 1, 2; -1 is /dev/null. With a terminal all three are -1."""
 
     stdin: int = -1
@@ -43,8 +42,7 @@ class Stdio:
     stderr: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class CreateRequest:
+class CreateRequest(Struct, frozen=True):
     """A container to make.
 
     id: the container's id; names its cgroup leaf and its state directory
@@ -75,8 +73,7 @@ class CreateRequest:
         return document.parsed(self.spec)
 
 
-@dataclass(frozen=True, slots=True)
-class ExecRequest:
+class ExecRequest(Struct, frozen=True):
     """A further process in a running container.
 
     process: the OCI `process` object (args, env, cwd, user, capabilities, terminal, noNewPrivileges, …)
@@ -92,8 +89,7 @@ class ExecRequest:
     preserve_fds: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """A process: its pid in the caller's pid namespace and, with a terminal, the pty's master descriptor
     (owned by the caller from here on)."""
 

@@ -10,8 +10,9 @@ All coroutines run on the event loop and must not block it. A client that goes a
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from dray.api import models
 from dray.api.filters import Filters
@@ -335,8 +336,7 @@ class Editing(Protocol):
         """Change a container; return warnings."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Backends:
+class Backends(Struct, kw_only=True):
     """Everything behind the API. A part that is None answers 501, naming what is missing.
 
     Fixed but for `authorization`, which follows a reload of the configuration.

@@ -14,7 +14,8 @@ import socket
 import ssl
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.base.errors import Conflict, InvalidParameter
 from dray.server import access
@@ -26,8 +27,7 @@ BACKLOG = 1024
 _SYSTEMD_FIRST_FD = 3  # sd_listen_fds(3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
+class Listener(Struct, frozen=True, kw_only=True):
     """One address. `group` (a name or a number) may use a path socket besides root; `tls` applies to tcp."""
 
     url: str

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec import Struct
 
 from dray.api.versions import MINIMUM, Version
 from dray.server.backends import Backends
@@ -20,8 +21,7 @@ Handler = Callable[[Backends, Call], Awaitable[StreamResponse]]
 H = TypeVar("H", bound=Handler)
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """One method of one path, from one API version on."""
 
     method: str

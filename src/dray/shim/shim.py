@@ -27,7 +27,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +49,16 @@ from dray.shim.stdio import Streams
 from dray.wire import rpc
 
 if TYPE_CHECKING:
+    from dray.linux.origin import Origin
     from dray.shim.forwards import Forward
 
 RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
 
 
-def serve(wait: Callable[[], rpc.Channel | None], runtimes: RuntimeFactory) -> None:
+_QUIET_SECONDS = 2.0  # after a request, before memory is settled: short runs never come to it
+
+
+def serve(wait: Callable[[], rpc.Channel | None], runtimes: RuntimeFactory, origin: Origin | None) -> None:
     """Be a shim until the container is over (in a freshly forked process).
 
     `wait` returns the connection with the daemon, None if there will not be one; it may take its time.
@@ -64,7 +67,7 @@ def serve(wait: Callable[[], rpc.Channel | None], runtimes: RuntimeFactory) -> N
     libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     os.dup2(0, 2)  # /dev/null: the daemon's stderr is not ours to keep open
-    shim = Shim(runtimes)
+    shim = Shim(runtimes, origin)
     channel = wait()  # a spare shim spends its life here
     if channel is not None:
         libc.set_process_name("dray-shim")
@@ -75,8 +78,10 @@ def serve(wait: Callable[[], rpc.Channel | None], runtimes: RuntimeFactory) -> N
 class Shim:
     """A container and everything that belongs to it in user space."""
 
-    def __init__(self, runtimes: RuntimeFactory) -> None:
+    def __init__(self, runtimes: RuntimeFactory, origin: Origin | None = None) -> None:
         self._runtimes = runtimes
+        self._origin = origin
+        self._settling = False
         self._loop = Loop(self._failed)
         self._oom = OomMonitor(self._loop, self._count_oom, lambda: self._tell({"event": "oom"}))
         self._connections: list[Connection] = []
@@ -177,6 +182,15 @@ class Shim:
             connection.send({"id": request.id, "result": result})
         finally:
             message.close()
+            if self._origin is not None and not self._settling:
+                self._settling = True
+                self._loop.call_later(_QUIET_SECONDS, self._settle)
+
+    def _settle(self) -> None:
+        """Share memory with the zygote again where work has only passed through."""
+        self._settling = False
+        if self._origin is not None:
+            self._origin.settle()
 
     # --- the container ---
 
@@ -230,7 +244,7 @@ class Shim:
         )
         self._config = b""
         init.run(
-            lambda stdio: runtime.create(replace(request, stdio=stdio)),
+            lambda stdio: runtime.create(msgspec.structs.replace(request, stdio=stdio)),
             stdin=task.open_stdin,
             output=True,
             owner=task.owner,

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from dray.base.errors import Unavailable
+from dray.linux.origin import NO_MAPPED_BLOCKS
 from dray.shim.zygote import DEFAULT_RUNTIMES, SOCKET_FD
 from dray.wire import rpc
 
@@ -23,6 +24,7 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _PROGRAM = """
 import sys
 sys.path[:] = {path!r}
+from dray.linux.origin import NO_MAPPED_BLOCKS
 from dray.shim.zygote import main
 main({runtimes!r})
 """
@@ -196,6 +198,8 @@ def _environment() -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "NOTIFY_", "LISTEN_"))
     }
     environment["LD_BIND_NOW"] = "1"  # else each fork resolves the C library's functions anew
+    tunables = environment.get("GLIBC_TUNABLES", "")
+    environment["GLIBC_TUNABLES"] = f"{tunables}:{NO_MAPPED_BLOCKS}" if tunables else NO_MAPPED_BLOCKS
     with open("/proc/self/maps") as maps:
         library = next((line.split()[-1] for line in maps if "/libpython" in line), None)
     if library is not None:

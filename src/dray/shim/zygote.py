@@ -2,7 +2,8 @@
 
 drayd starts it before its own loop and threads (`shim.tasks.Zygote.spawn`), from a sealed copy of the interpreter,
 so that nothing in a container can reach and overwrite the host's. It imports what its children need, freezes the
-collector (so that children share its pages) and then only obeys its socket. When the socket closes, because drayd
+collector and moves its memory to where children find it again (so that they share its pages: `linux.origin`), and
+then only obeys its socket. When the socket closes, because drayd
 ended or was killed, it ends as well; its children stay.
 
 A request is one message whose first descriptor is the channel of its answer:
@@ -38,6 +39,7 @@ import msgspec
 
 from dray.base.errors import DrayError, InvalidParameter
 from dray.linux import cgroups, libc, seccomp, usernamespaces
+from dray.linux.origin import Origin
 from dray.runtime.model import Runtime
 from dray.wire import rpc
 
@@ -114,6 +116,7 @@ class _Zygote:
         self._spare: rpc.Channel | None = None  # a shim that waits for its container
         self._spare_pid = 0
         self._used_shim = False
+        self._origin: Origin | None = None
 
     def run(self) -> None:
         """Obey until the daemon is gone."""
@@ -157,6 +160,7 @@ class _Zygote:
                     gc.freeze()
                     self._drop_spare()  # it does not know it
                     answer.send({"result": None})
+                    self._capture()
                 case "network namespace":
                     fds = self._take_network(request.get("maps"), message)
                     try:
@@ -171,6 +175,14 @@ class _Zygote:
                 answer.send({"error": rpc.describe(error)})
         finally:
             answer.close()
+
+    def _capture(self) -> None:
+        """Once all is there that shims share, make it something that they can come back to (some 20 ms)."""
+        if self._origin is None:
+            gc.collect()
+            with contextlib.suppress(OSError):  # shims then keep what they have written to
+                self._origin = Origin.capture()
+            os.environ.pop("GLIBC_TUNABLES", None)  # it was for this program only
 
     def _fork(self, child: Callable[[rpc.Channel, rpc.Received], None], answer: rpc.Channel, message: Any) -> int:
         """Run `child` in a forked process; return its pid."""
@@ -195,7 +207,7 @@ class _Zygote:
     def _be_shim(self, connection: rpc.Channel, _message: rpc.Received) -> None:
         from dray.shim.shim import serve
 
-        serve(lambda: connection, self._runtimes)
+        serve(lambda: connection, self._runtimes, self._origin)
 
     def _be_spare(self, ours: rpc.Channel, _message: Any) -> None:
         from dray.shim.shim import serve
@@ -206,7 +218,7 @@ class _Zygote:
             return None if message is None else rpc.Channel(socket.socket(fileno=message.take(1)[0]))
 
         libc.set_process_name("dray-spare")
-        serve(wait, self._runtimes)
+        serve(wait, self._runtimes, self._origin)
 
     def _fork_spare(self) -> None:
         ours, theirs = rpc.pair()

@@ -20,20 +20,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
 import msgspec
+from msgspec import Struct
 
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.runtime.model import Mount
 
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}", re.ASCII)
+_KEY = pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class LayerSource:
+class LayerSource(Struct, frozen=True):
     """A layer to unpack.
 
     open: gives the layer's blob, compressed or not, from its beginning; the snapshotter closes it
@@ -50,16 +50,14 @@ class LayerSource:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """What a snapshot itself holds, without its parents: apparent bytes of files, and inodes."""
 
     size: int
     inodes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(Struct, frozen=True):
     """A snapshot: `kind` is "committed", "active" or "view"."""
 
     key: str
@@ -67,8 +65,7 @@ class Info:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """A path that differs from the parent, relative, with a leading slash; kind "A" added, "C" changed, "D" deleted
     (the numbers of the Engine API are 1, 0 and 2)."""
 

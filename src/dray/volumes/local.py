@@ -29,6 +29,7 @@ import msgspec
 from dray.base import failpoints
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.files import owned_fd
+from dray.base.patterns import pattern
 from dray.base.records import Change, Records
 from dray.base.units import parse_bytes
 from dray.linux import libc, mounts, quotas, trees
@@ -36,7 +37,7 @@ from dray.runtime.model import Mount
 
 ANONYMOUS = "com.docker.volume.anonymous"
 _KIND = "volume"
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
+_NAME = pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
 _OPTIONS = ("type", "o", "device", "size")
 _NEEDED = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
 _MODE = 0o755

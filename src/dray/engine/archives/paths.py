@@ -12,7 +12,8 @@ import os
 import posixpath
 import stat
 from collections import deque
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.api.requests import PathStat
 from dray.engine import clock, rootfs
@@ -79,8 +80,7 @@ def _link(root: int, above: list[str], name: str) -> str | None:
         os.close(parent)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """A path that was found: `parent` is a descriptor, now the caller's, of the directory that has `base` (`.` for
     the root itself), `path` the text from the root; `stat` what the API tells."""
 

@@ -20,7 +20,8 @@ import os
 import stat
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dray.base.errors import Conflict, Forbidden, InvalidParameter
 from dray.engine import mapped, rootfs
@@ -54,8 +55,7 @@ _KERNEL = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(Struct, frozen=True):
     """Something mounted in a container: where (absolute, clean), what of the host, and whether it is written to."""
 
     destination: str
@@ -64,8 +64,7 @@ class Point:
     recursive: bool = True
 
 
-@dataclass(slots=True)
-class View:
+class View(Struct):
     """The file system: `root` is its descriptor, `points` what the user has mounted in it.
 
     maps: what the ids of its files, which are the host's, are for the container; None: the same. Close it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from dray.api.models import Ulimit
 from dray.engine.security import ALL_CAPABILITIES
@@ -48,8 +49,7 @@ class ResolvedMount(Protocol):
         """See the class."""
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """A device node: `path` in the container, type `b`, `c` or `p`, and the access its cgroup rule gives."""
 
     path: str
@@ -62,8 +62,7 @@ class Device:
     access: str = "rwm"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Machine(Struct, frozen=True, kw_only=True):
     """The host, as far as specs depend on it (`spec.machine.read`)."""
 
     architecture: str = "amd64"  # Go's name
@@ -75,8 +74,7 @@ class Machine:
     masked_paths: Sequence[str] = ()  # this machine's own, added to the default ones
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """Everything a container's spec needs that its ask does not say.
 
     id, args: the container's id; its command line (path first)

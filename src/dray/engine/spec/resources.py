@@ -8,11 +8,12 @@ from typing import Any
 
 from dray.api.models import HostConfig
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.engine.security import defaults
 from dray.engine.spec.facts import Device
 
 BlockDevices = Mapping[str, tuple[int, int]]
-_CGROUP_RULE = re.compile(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})", re.ASCII)
+_CGROUP_RULE = pattern(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})", re.ASCII)
 _CFS_PERIOD = 100_000  # microseconds
 
 

@@ -7,7 +7,8 @@ line longer than 4 KiB ends the reading with an error, and the caller reads regu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.base.errors import InvalidParameter
 
@@ -16,8 +17,7 @@ _MAX_LINE = 4096
 _MAX_GROUPS = 65536  # NGROUPS_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(Struct, frozen=True):
     """Numbers of a process: `groups` are the additional ones. `home` is from passwd, `/` where it names none."""
 
     uid: int = 0

@@ -6,11 +6,12 @@ import re
 
 from dray.api.models import ContainerConfig, HealthConfig
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.engine import signals
 
 _HOSTNAME_MAX = 64  # HOST_NAME_MAX of the kernel, for the domain name too
 _MILLISECOND = 1_000_000
-_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
+_PORT = pattern(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
 
 
 def check(config: ContainerConfig) -> None:

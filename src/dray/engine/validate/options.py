@@ -8,6 +8,7 @@ import re
 from dray.api.models import HostConfig, RestartPolicy
 from dray.base import units
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.engine import security
 from dray.engine.spec.resources import cgroup_rule
 
@@ -32,8 +33,8 @@ _ULIMITS = frozenset(
         "as",
     ]
 ) - {"as"}
-_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
-_CONTAINER_PORT = re.compile(r"(\d{1,5})/(tcp|udp|sctp)", re.ASCII)
+_PORT = pattern(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
+_CONTAINER_PORT = pattern(r"(\d{1,5})/(tcp|udp|sctp)", re.ASCII)
 _TMPFS_FLAGS = frozenset(
     [
         "defaults",

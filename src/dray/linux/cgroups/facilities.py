@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.linux.cgroups import layout
 from dray.linux.cgroups.layout import Layout
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(Struct, frozen=True):
     """One flag a limit; `cpuset_cpus` and `cpuset_mems` are the machine's own, as lists such as `0-3`."""
 
     version: int

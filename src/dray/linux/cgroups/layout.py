@@ -16,15 +16,15 @@ import functools
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dray.base.errors import InvalidParameter, Unsupported
 
 # Directories are always named by their absolute path below a mount point of the layout.
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """The hierarchies.
 
     version: 1 or 2

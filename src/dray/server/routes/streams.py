@@ -6,6 +6,7 @@ import re
 
 from dray.api.requests import AttachOptions, LogOptions
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.server import replies
 from dray.server.backends import Backends, Streams
 from dray.server.call import Call
@@ -16,7 +17,7 @@ from dray.server.router import Table
 
 routes = Table()
 
-_TIMESTAMP = re.compile(r"(-?[0-9]{1,18})(?:\.([0-9]{1,18}))?", re.ASCII)
+_TIMESTAMP = pattern(r"(-?[0-9]{1,18})(?:\.([0-9]{1,18}))?", re.ASCII)
 
 
 def _part(backends: Backends) -> Streams:

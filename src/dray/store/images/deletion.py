@@ -15,15 +15,15 @@ The rules and words are those of the containerd image store of Docker Engine 29 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.base import reference
 from dray.base.errors import Conflict
 from dray.store.images.model import DANGLING, ImageUser
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """The names to take away; `whole`: the image goes with them."""
 
     names: tuple[str, ...]

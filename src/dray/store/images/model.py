@@ -10,10 +10,10 @@ names. Its id is the target's digest. Names are records (kind `image`):
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct, field
 
 from dray.oci.image import Descriptor, ImageConfig
 from dray.oci.platform import Platform
@@ -36,8 +36,7 @@ class ImageUser(NamedTuple):
     running: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestSummary:
+class ManifestSummary(Struct, frozen=True):
     """One manifest of an image (the Engine API's ImageManifestSummary).
 
     available: all its content is here; kind: "image", "attestation" or "unknown"; sizes in bytes
@@ -52,8 +51,7 @@ class ManifestSummary:
     unpacked_size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Struct, frozen=True):
     """An image as seen through one of its manifests (the host's, or the one asked for).
 
     id: digest of the target; manifest: digest of the chosen manifest; config_digest: of its config

@@ -14,13 +14,14 @@ import msgspec
 
 from dray.base import reference
 from dray.base.errors import InvalidParameter, NotFound
+from dray.base.patterns import pattern
 from dray.base.records import Change, Records
 from dray.base.reference import Reference
 from dray.oci.image import Descriptor
 from dray.store.images.model import DANGLING, NameRecord
 
 _KIND = "image"
-_ID = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})", re.ASCII)
+_ID = pattern(r"(?:sha256:)?([0-9a-f]{1,64})", re.ASCII)
 _encode = msgspec.json.Encoder().encode
 _record = msgspec.json.Decoder(NameRecord)
 

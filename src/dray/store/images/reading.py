@@ -6,7 +6,8 @@ Everything here is read from blobs that never change, so parsed documents are ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dray.base.errors import DrayError, InvalidParameter, NotFound
 from dray.oci import platform as platforms
@@ -31,8 +32,7 @@ _KEPT = 512
 _NESTING = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """A manifest of an image, with its config."""
 
     descriptor: Descriptor

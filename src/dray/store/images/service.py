@@ -12,9 +12,10 @@ not put off the collection for ever.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+
+from msgspec.structs import replace
 
 from dray.base import reference
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
@@ -68,7 +69,7 @@ class Images:
         """
         target, name = self._names.find(word)
         try:
-            return dataclasses.replace(self._image(target, platform), name=name)
+            return replace(self._image(target, platform), name=name)
         except NotFound:
             if platform is None:
                 raise no_such_image(word) from None

@@ -24,8 +24,9 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from dray.base.errors import InvalidParameter
 from dray.linux.trees import tree_usage
@@ -62,8 +63,7 @@ class Lower(Protocol):
         resolved, None if they have no such file."""
 
 
-@dataclass(slots=True)
-class Applied:
+class Applied(Struct):
     """What a layer put there: apparent bytes and inodes, its implicit directories (b"" is the root), its opaque
     ones, and whether the root itself is opaque (overlayfs knows no such root: the chain is cut there instead)."""
 

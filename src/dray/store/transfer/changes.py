@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.oci.image import ContainerConfig, Healthcheck
 
 _SHELL = ["/bin/sh", "-c"]
 _STRINGS = msgspec.json.Decoder(list[str])
-_PORT = re.compile(r"([0-9]+)(?:-([0-9]+))?(?:/(tcp|udp|sctp))?", re.ASCII | re.IGNORECASE)
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_PORT = pattern(r"([0-9]+)(?:-([0-9]+))?(?:/(tcp|udp|sctp))?", re.ASCII | re.IGNORECASE)
+_DURATION = pattern(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from dray.base import reference
 from dray.base.errors import InvalidParameter, NotFound
@@ -55,16 +55,14 @@ class _DockerManifest(msgspec.Struct, rename="camel", omit_defaults=False):
     layers: list[dict[str, object]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(Struct, frozen=True):
     """An image found in an archive: its target and the canonical names it asks for."""
 
     target: Descriptor
     names: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Struct, frozen=True):
     """What `load` has brought in: the image, and the familiar names it was given (none: `<none>`)."""
 
     image: Image

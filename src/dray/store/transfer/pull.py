@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec import Struct
 
 from dray.base.errors import InvalidParameter, NotFound, Unavailable
 from dray.base.reference import Reference
@@ -68,8 +69,7 @@ _UNKNOWN = 10_000  # rank of a manifest whose index does not say what it runs on
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(Struct, frozen=True):
     """What a pull has brought: the image, and whether anything of it is new here."""
 
     image: Image

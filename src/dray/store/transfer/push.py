@@ -17,10 +17,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from dray.base import reference
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
@@ -47,8 +47,7 @@ class Uploads:
         self.slots = threading.BoundedSemaphore(concurrency)
 
 
-@dataclass(slots=True)
-class _Plan:
+class _Plan(Struct):
     """What to send: `root` is what the tag will stand for; `manifests` in the order they go, `root` last."""
 
     root: Descriptor

@@ -17,12 +17,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from dray.base import digest as digests
 from dray.base.errors import InvalidParameter
+from dray.base.patterns import pattern
 from dray.oci.image import Descriptor
 from dray.store.content import ContentStore, Ingest, Lease
 from dray.store.layers.headers import DIRECTORY, LINK, REGULAR, SYMLINK, Entry, TarReader
 from dray.store.layers.stream import Budget, Decompressed, ForwardReader, Readable
 
-_BLOB = re.compile(r"blobs/(sha256|sha512)/([0-9a-f]+)", re.ASCII)
+_BLOB = pattern(r"blobs/(sha256|sha512)/([0-9a-f]+)", re.ASCII)
 _MEMBERS = 100_000
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dray.base.errors import Unavailable
 from dray.oci.image import Descriptor
@@ -29,8 +30,7 @@ class Stopped(Exception):
     """The transfer was given up, or failed in another thread."""
 
 
-@dataclass(eq=False)
-class Transfer:
+class Transfer(Struct, eq=False):
     """One blob's download. Fields are changed under the lock of `Downloads`; events may be waited for without."""
 
     number: int
