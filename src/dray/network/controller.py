@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 from dray.base.errors import DrayError, Forbidden, NotFound
 from dray.base.records import Records
@@ -39,9 +39,11 @@ from dray.network.networks import Networks
 from dray.network.none import NoneDriver
 from dray.network.overlay import OverlayDriver
 from dray.network.peers import PeerFollower
+from dray.network.plugged import Plugged, sandbox_path
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
-from dray.network.sandbox import NamespacePool
+from dray.network.sandbox import Namespace, NamespacePool
+from dray.plugins.registry import Plugins
 
 _MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 
@@ -49,7 +51,13 @@ _MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 class Controller:
     """Networking of one daemon. Owns the host's netlink sockets and the pool of namespaces."""
 
-    def __init__(self, records: Records, config: NetworkConfig, namespaces: NamespaceSource) -> None:
+    def __init__(
+        self,
+        records: Records,
+        config: NetworkConfig,
+        namespaces: NamespaceSource,
+        plugins: Plugins | None = None,
+    ) -> None:
         self._config = config
         self._host = Links.open()
         self._ipam = Ipam(config.address_pools, config.ipv6_pools)
@@ -66,7 +74,8 @@ class Controller:
                 IpvlanDriver(self._host, owner=config.table_name),
             )
         }
-        self._networks = Networks(records, config, self._host, self._ipam, self._drivers)
+        self._plugged = Plugged(plugins, records, self._host)
+        self._networks = Networks(records, config, self._host, self._ipam, self._drivers, self._plugged.is_plugin)
         with ExitStack() as undo:
             undo.callback(self._host.close)
             self._claim = Claim(config.table_name, config.bridge)
@@ -101,6 +110,7 @@ class Controller:
         self._forward()
         self._reconcile(everything)
         self._peers.follow()
+        self._plugged.start(self._networks.all(), everything)
         if self._firewall is not None:
             asyncio.get_running_loop().add_reader(self._firewall, self._firewall.check)
             self._watching = True
@@ -112,6 +122,7 @@ class Controller:
         wipe: no container runs and the host shall be as before: bridges, tables and forwarding go too
         """
         self._peers.close()
+        await self._plugged.close()
         await self._pool.close()
         await asyncio.gather(*self._tasks)
         if self._firewall is not None and self._watching:
@@ -178,6 +189,11 @@ class Controller:
         network = self._networks.create(ask)
         if network.config_only:
             return network
+        if network.remote or network.remote_ipam:
+            return await self._create_with_plugins(network)
+        return self._make(network)
+
+    def _make(self, network: Network) -> Network:
         with ExitStack() as undo:
             undo.callback(self._networks.forget, network)
             undo.callback(self._networks.driver(network).down, network)
@@ -186,6 +202,21 @@ class Controller:
             self._forward()
             self._peers.follow()
             undo.pop_all()
+        return network
+
+    async def _create_with_plugins(self, network: Network) -> Network:
+        with self._networks.hidden(network):
+            async with AsyncExitStack() as undo:
+                network, spaces = await self._plugged.prepare(network, undo)
+                network = self._networks.settle(network)
+                if network.remote:
+                    self._networks.hide(network)
+                    undo.callback(self._networks.forget, network)
+                    await self._plugged.create(network, spaces)
+                    self._networks.show(network)
+                else:
+                    self._make(network)
+                undo.pop_all()
         return network
 
     async def remove(self, name_or_id: str) -> Network:
@@ -200,6 +231,13 @@ class Controller:
         users = [other.name for other in self._networks.all() if other.config_from == network.name]
         if network.config_only and users:
             raise Forbidden(f'configuration network "{network.name}" is in use by {", ".join(users)}')
+        if network.remote or network.remote_ipam:
+            if joining := self._plugged.busy(network):
+                raise Forbidden(
+                    f"error while removing network: network {network.name} is being joined by {', '.join(joining)}"
+                )
+            with self._networks.hidden(network):
+                await self._plugged.delete(network)
         self._networks.driver(network).down(network)
         self._networks.forget(network)
         self._rules()
@@ -237,6 +275,8 @@ class Controller:
         planned = endpoints.plan(ask, self._networks.resolve)
         if container_id in self._endpoints:
             await self.detach(container_id, ())
+        if any(network.remote or network.remote_ipam for network, _ in planned):
+            return await self._attach_with_plugins(container_id, ask, planned)
         if planned[0][0].driver == "host":
             with ExitStack() as undo:
                 built = self._build(container_id, ask, planned, undo)
@@ -246,17 +286,48 @@ class Controller:
         with ExitStack() as undo:
             undo.callback(namespace.close)
             built = self._build(container_id, ask, planned, undo)
-            made = Attachment()
-            undo.callback(made.close)
-            for endpoint in built:
-                self._plug(endpoint, namespace.netns, undo)
-            sandbox.wire(namespace.inside, built)
-            self._ready(built)
-            made.endpoints = self._publisher.publish(built, ask, made, undo)
-            made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
-            self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
+            made = self._wire(container_id, ask, built, namespace, undo)
             undo.pop_all()
         made.netns = namespace.detach()
+        return made
+
+    async def _attach_with_plugins(
+        self, container_id: str, ask: SandboxAsk, planned: Sequence[tuple[Network, EndpointAsk]]
+    ) -> Attachment:
+        await self._plugged.settled(container_id)
+        namespace = await self._pool.take()
+        with ExitStack() as undo:
+            undo.callback(namespace.close)
+            async with self._plugged.joining(sandbox_path(namespace.netns)) as joining:
+                built = [
+                    await joining.build(network, asked, ask, container_id, pools=self._ipam, undo=undo)
+                    for network, asked in planned
+                ]
+                named = endpoints.name_interfaces(built, self._network, prefixes=joining.prefixes)
+                made = self._wire(container_id, ask, endpoints.route(named), namespace, undo)
+                await self._plugged.route(made.endpoints)
+            undo.pop_all()
+        made.netns = namespace.detach()
+        return made
+
+    def _wire(
+        self,
+        container_id: str,
+        ask: SandboxAsk,
+        built: Sequence[Endpoint],
+        namespace: Namespace,
+        undo: ExitStack,
+    ) -> Attachment:
+        made = Attachment()
+        undo.callback(made.close)
+        for endpoint in built:
+            self._plug(endpoint, namespace.netns, undo)
+        sandbox.wire(namespace.inside, built)
+        self._ready(built)
+        made.endpoints = self._publisher.publish(built, ask, made, undo)
+        made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
+        self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
+        undo.callback(self._endpoints.pop, container_id, None)
         return made
 
     async def detach(self, container_id: str, held: Sequence[Endpoint]) -> None:
@@ -267,6 +338,7 @@ class Controller:
             network = self._networks.get(endpoint.network_id)
             if network is not None:
                 self._networks.driver(network).unplug(network, endpoint)
+        await self._plugged.leave(gone)
         # Addresses and ports of a stale endpoint may be another container's by now: only what we know is freed.
         for endpoint in known.values():
             self._publisher.withdraw(endpoint)
@@ -284,19 +356,37 @@ class Controller:
         held = list(self._endpoints.get(container_id, {}).values())
         live.check(network, ask, held)
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside, ExitStack() as undo:
-            built = endpoints.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
-            taken = [link.name for link in inside.links()]
-            (built,) = endpoints.name_interfaces([built], self._network, taken)
-            self._plug(built, netns, undo)
-            undo.callback(live.forget, inside, built)
-            settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
-            sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
-            sandbox.wire(inside, [built], fresh=False)
-            self._ready([built])
-            after = self._rerouted(inside, [*held, built])
+            if network.remote or network.remote_ipam:
+                joining = self._plugged.joining(sandbox_path(netns))
+                async with joining as plugins:
+                    build = plugins.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
+                    after = self._join(inside, netns, await build, held, plugins.prefixes, undo)
+                    await self._plugged.route(after)
+            else:
+                built = endpoints.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
+                after = self._join(inside, netns, built, held, {}, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in after}
             undo.pop_all()
         return after
+
+    def _join(
+        self,
+        inside: Links,
+        netns: int,
+        built: Endpoint,
+        held: Sequence[Endpoint],
+        prefixes: Mapping[str, str],
+        undo: ExitStack,
+    ) -> list[Endpoint]:
+        taken = [link.name for link in inside.links()]
+        (built,) = endpoints.name_interfaces([built], self._network, taken, prefixes=prefixes)
+        self._plug(built, netns, undo)
+        undo.callback(live.forget, inside, built)
+        settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
+        sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
+        sandbox.wire(inside, [built], fresh=False)
+        self._ready([built])
+        return self._rerouted(inside, [*held, built])
 
     def rename(self, container_id: str, old: str, new: str) -> list[Endpoint]:
         """A running container has another name; return its endpoints, to be stored in place of those before."""
@@ -319,10 +409,12 @@ class Controller:
             raise Forbidden("container cannot be disconnected from host network or connected to host network")
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside:
             self._networks.driver(network).unplug(network, known)
-            self._release(known)
             live.forget(inside, known)
             after = self._rerouted(inside, list(held.values()), gone=known)
         self._endpoints[container_id] = {end.network_id: end for end in after}
+        await self._plugged.leave([known])
+        self._release(known)
+        await self._plugged.rerouted(after)
         return after
 
     def _rerouted(self, inside: Links, held: Sequence[Endpoint], gone: Endpoint | None = None) -> list[Endpoint]:
