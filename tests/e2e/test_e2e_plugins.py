@@ -180,7 +180,7 @@ def test_a_dead_plugin_denies_in_clear_words(engine: Engine, guard: FakePlugin) 
 
 @pytest.fixture
 def wires(sockets: Path, engine: Engine) -> Iterator[tuple[FakePlugin, Wires]]:
-    made = Wires(engine.netns if hasattr(engine, "netns") else None)
+    made = Wires()
     with running(sockets / "wires.sock", ["NetworkDriver", "IpamDriver"], made.handlers()) as found:
         yield found, made
         engine.remove_everything()
@@ -200,7 +200,9 @@ def test_network_of_a_plugin(engine: Engine, wires: tuple[FakePlugin, Wires]) ->
     engine.ok("run", "-d", "--name", "box", "--network", "shop", "--ip", "10.9.0.7", "busybox", "sleep", "300")
     assert "inet 10.9.0.7/24" in engine.ok("exec", "box", "ip", "address", "show", "wire0")
     assert "default via 10.9.0.1" in engine.ok("exec", "box", "ip", "route")
-    assert engine.ok("run", "--rm", "--network", "shop", "busybox", "nslookup", "-type=a", "box.").count("10.9.0.7")
+    assert engine.ok("run", "--rm", "--network", "shop", "busybox", "nslookup", "-type=a", "box.").count(
+        "10.9.0.7"
+    )
     engine.ok("run", "-d", "--name", "other", "busybox", "sleep", "300")
     engine.ok("network", "connect", "shop", "other")
     assert "inet 10.9.0.2/24" in engine.ok("exec", "other", "ip", "address", "show", "wire0")

@@ -154,7 +154,7 @@ class Wires:
         return {
             "NetworkDriver.GetCapabilities": lambda _: {"Scope": "local"},
             "NetworkDriver.CreateNetwork": lambda asked: self.networks.update({asked["NetworkID"]: asked}) or done,
-            "NetworkDriver.DeleteNetwork": lambda asked: self.networks.pop(asked["NetworkID"]) and done,
+            "NetworkDriver.DeleteNetwork": lambda asked: self.networks.pop(asked["NetworkID"], {}) and done,
             "NetworkDriver.CreateEndpoint": self._create,
             "NetworkDriver.EndpointOperInfo": lambda _: {"Value": {}},
             "NetworkDriver.Join": self._join,

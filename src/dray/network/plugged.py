@@ -150,7 +150,7 @@ class Plugged:
             except PluginRefused as error:
                 log.warning("network %s is removed, but: %s", network.name, error)
             except DrayError as error:
-                raise type(error)(
+                raise PluginFailed(
                     f"network {network.name} cannot be removed without its plugin: {error}"
                 ) from error
         if network.remote_ipam:
