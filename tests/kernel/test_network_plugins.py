@@ -171,6 +171,28 @@ async def test_connect_and_disconnect_a_running_container(house: House) -> None:
         end.close()
 
 
+async def test_a_plugin_that_cannot_be_the_way_out(house: House) -> None:
+    house.wires.gateway = "10.5.0.1"
+    await house.daemon.create(ask())
+    port = PortAsk(protocol="tcp", container_port=80, first=8080, last=8080)
+    end = await house.daemon.attach(A, SandboxAsk(name="web", ports=[port]))
+    process, server = Process(end.netns), Server(end.netns, 80)
+    house.plugin.handlers["NetworkDriver.ProgramExternalConnectivity"] = lambda _: {"Err": "no way out"}
+    try:
+        with pytest.raises(Internal, match="ProgramExternalConnectivity: no way out"):
+            await house.daemon.connect(
+                A, SandboxAsk(name="web"), EndpointAsk(network="shop", gw_priority=5), pid=process.pid
+            )
+        assert "wire0" not in output(end.netns, "ip", "link")
+        assert "default via 172.17.0.1 dev eth0" in output(end.netns, "ip", "route")
+        assert say(None, "127.0.0.1", 8080).endswith(" hi"), "its port is published as before"
+        assert (house.wires.endpoints, house.rows()) == ({}, [])
+    finally:
+        server.close()
+        process.end()
+        end.close()
+
+
 @pytest.mark.parametrize("step", ["CreateEndpoint", "Join"])
 @pytest.mark.parametrize("how", ["refuses", "hangs", "lies"])
 async def test_an_endpoint_that_fails_is_rolled_back(house: House, step: str, how: str) -> None:

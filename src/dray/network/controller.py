@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dray.base.errors import DrayError, Forbidden, NotFound
 from dray.base.records import Records
 from dray.linux.links import Links
-from dray.network import bandwidth, detour, endpoints, firewall, forwarding, hostfiles, live, sandbox, sysctls
+from dray.network import detour, endpoints, firewall, forwarding, hostfiles, live, sandbox, sysctls
 from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
 from dray.network.claim import Claim, check_bridge
@@ -42,7 +42,8 @@ from dray.network.peers import PeerFollower
 from dray.network.plugged import Plugged, sandbox_path
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
-from dray.network.sandbox import Namespace, NamespacePool
+from dray.network.sandbox import NamespacePool
+from dray.network.wiring import Wiring
 from dray.plugins.registry import Plugins
 
 _MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
@@ -83,6 +84,7 @@ class Controller:
             self._firewall = firewall.of_config(config, self._host)
             undo.pop_all()
         self._publisher = Publisher(config, self._firewall, HostPorts(), self._host, self._network)
+        self._wiring = Wiring(self._host, self._publisher, self._network, self._networks.driver)
         self._pool = NamespacePool(namespaces)
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
@@ -286,7 +288,8 @@ class Controller:
         with ExitStack() as undo:
             undo.callback(namespace.close)
             built = self._build(container_id, ask, planned, undo)
-            made = self._wire(container_id, ask, built, namespace, undo)
+            made = self._wiring.wire(ask, built, namespace, undo)
+            self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
             undo.pop_all()
         made.netns = namespace.detach()
         return made
@@ -304,30 +307,12 @@ class Controller:
                     for network, asked in planned
                 ]
                 named = endpoints.name_interfaces(built, self._network, prefixes=joining.prefixes)
-                made = self._wire(container_id, ask, endpoints.route(named), namespace, undo)
+                made = self._wiring.wire(ask, endpoints.route(named), namespace, undo)
+                self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
+                undo.callback(self._endpoints.pop, container_id, None)
                 await self._plugged.route(made.endpoints)
             undo.pop_all()
         made.netns = namespace.detach()
-        return made
-
-    def _wire(
-        self,
-        container_id: str,
-        ask: SandboxAsk,
-        built: Sequence[Endpoint],
-        namespace: Namespace,
-        undo: ExitStack,
-    ) -> Attachment:
-        made = Attachment()
-        undo.callback(made.close)
-        for endpoint in built:
-            self._plug(endpoint, namespace.netns, undo)
-        sandbox.wire(namespace.inside, built)
-        self._ready(built)
-        made.endpoints = self._publisher.publish(built, ask, made, undo)
-        made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
-        self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
-        undo.callback(self._endpoints.pop, container_id, None)
         return made
 
     async def detach(self, container_id: str, held: Sequence[Endpoint]) -> None:
@@ -360,33 +345,18 @@ class Controller:
                 joining = self._plugged.joining(sandbox_path(netns))
                 async with joining as plugins:
                     build = plugins.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
-                    after = self._join(inside, netns, await build, held, plugins.prefixes, undo)
-                    await self._plugged.route(after)
+                    after = self._wiring.join(inside, netns, await build, held, plugins.prefixes, undo)
             else:
                 built = endpoints.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
-                after = self._join(inside, netns, built, held, {}, undo)
+                after = self._wiring.join(inside, netns, built, held, {}, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in after}
             undo.pop_all()
+        try:
+            await self._plugged.route(after)
+        except DrayError:  # the plugin cannot be the way out: as if nothing had been asked
+            await self.disconnect(container_id, self._endpoints[container_id][network.id], pid=pid)
+            raise
         return after
-
-    def _join(
-        self,
-        inside: Links,
-        netns: int,
-        built: Endpoint,
-        held: Sequence[Endpoint],
-        prefixes: Mapping[str, str],
-        undo: ExitStack,
-    ) -> list[Endpoint]:
-        taken = [link.name for link in inside.links()]
-        (built,) = endpoints.name_interfaces([built], self._network, taken, prefixes=prefixes)
-        self._plug(built, netns, undo)
-        undo.callback(live.forget, inside, built)
-        settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
-        sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
-        sandbox.wire(inside, [built], fresh=False)
-        self._ready([built])
-        return self._rerouted(inside, [*held, built])
 
     def rename(self, container_id: str, old: str, new: str) -> list[Endpoint]:
         """A running container has another name; return its endpoints, to be stored in place of those before."""
@@ -410,17 +380,12 @@ class Controller:
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside:
             self._networks.driver(network).unplug(network, known)
             live.forget(inside, known)
-            after = self._rerouted(inside, list(held.values()), gone=known)
+            after = self._wiring.reroute(inside, list(held.values()), gone=known)
         self._endpoints[container_id] = {end.network_id: end for end in after}
         await self._plugged.leave([known])
         self._release(known)
         await self._plugged.rerouted(after)
         return after
-
-    def _rerouted(self, inside: Links, held: Sequence[Endpoint], gone: Endpoint | None = None) -> list[Endpoint]:
-        after = endpoints.route(held)
-        live.reroute(inside, held, after)
-        return self._publisher.move(after, gone)
 
     def _build(
         self, container_id: str, ask: SandboxAsk, planned: Sequence[tuple[Network, EndpointAsk]], undo: ExitStack
@@ -439,18 +404,6 @@ class Controller:
 
     def _bridges(self) -> list[Network]:
         return [found for found in self._networks.all() if found.driver == "bridge" and not found.config_only]
-
-    def _plug(self, endpoint: Endpoint, netns: int, undo: ExitStack) -> None:
-        network = self._network(endpoint.network_id)
-        driver = self._networks.driver(network)
-        undo.callback(driver.unplug, network, endpoint)
-        driver.plug(network, endpoint, netns)
-        bandwidth.limit_ingress(self._host, endpoint)
-
-    def _ready(self, built: Sequence[Endpoint]) -> None:
-        for endpoint in built:
-            network = self._network(endpoint.network_id)
-            self._networks.driver(network).ready(network, endpoint)
 
     def _adopt(self, container_id: str, endpoint: Endpoint) -> None:
         self._endpoints.setdefault(container_id, {})[endpoint.network_id] = endpoint
