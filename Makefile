@@ -7,6 +7,7 @@
 # make test-vm      only those in a virtual machine (cgroup v2, systemd, AppArmor, reboot, power cut); part of test
 # make run          the bundled hello-world in a private daemon; needs Python and nothing else
 # make bench        side by side with dockerd; make bench-quick with fewer repetitions
+# make soak-gc      random work on the image store, with kills of the daemon, for MINUTES=30
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
 
@@ -16,13 +17,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
+SOAK_FLAGS ?=
+MINUTES ?= 30
 
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
   openssl qemu-system-x86
 
-.PHONY: venv check deps test test-vm run bench bench-quick compatibility clean
+.PHONY: venv check deps test test-vm run bench bench-quick soak-gc compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -69,6 +72,9 @@ bench: venv deps
 
 bench-quick: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --quick $(BENCH_FLAGS)
+
+soak-gc: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m gc_soak --minutes $(MINUTES) $(SOAK_FLAGS)
 
 compatibility: venv
 	$(BIN)/python tools/compatibility.py

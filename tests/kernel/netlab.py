@@ -71,6 +71,14 @@ class LocalNamespaces:
         self.given += 1
         return netns, sock
 
+    async def new_mapped_network_namespace(self, maps: tuple[str, str]) -> tuple[int, int, int]:
+        """Not without a zygote: making one forks."""
+        raise NotImplementedError
+
+    async def new_network_namespace_in(self, user: int) -> tuple[int, int]:
+        """Not without a zygote."""
+        raise NotImplementedError
+
 
 class MemoryRecords:
     """Records in a dict."""

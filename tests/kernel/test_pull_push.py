@@ -18,6 +18,7 @@ from dray.oci import platform as platforms
 from dray.oci.image import DOCKER_LAYER_GZIP, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from dray.store.content import ContentStore
 from dray.store.images import Image, Images
+from dray.store.images.sources import Sources
 from dray.store.metadata import Metadata
 from dray.store.overlay import Overlay
 from dray.store.transfer import Cancellation, Cancelled, Downloads, Puller, Pusher, Uploads, pull, push
@@ -107,7 +108,20 @@ def test_pull(engine: Engine, registry: FakeRegistry) -> None:
         "Status: Downloaded newer image for example.com/app:1",
     ]
     assert engine.events == [("pull", "example.com/app:1", "example.com/app")]
+    assert engine.images.sources.of(image.id) == ("example.com/app",)
     assert list((engine.root / "content/ingest").iterdir()) == []
+
+
+def test_where_an_image_came_from_is_told_by_registries_alone(engine: Engine, registry: FakeRegistry) -> None:
+    registry.manifest_of([layer(1)], tag="1")
+    (image,) = engine.pull(registry)
+    engine.images.tag("example.com/app:1", "claimed.example.org/x:1")
+    assert engine.images.sources.of(image.id) == ("example.com/app",)
+    engine.images.tag("example.com/app:1", "example.com/other:1")
+    engine.push(FakeRegistry(), "example.com/other:1")
+    assert Sources(engine.records).of(image.id) == ("example.com/app", "example.com/other")
+    engine.images.delete(image.id, force=True, in_use=lambda _: [])
+    assert Sources(engine.records).of(image.id) == ()
 
 
 def test_an_image_that_is_here_is_not_fetched_again(engine: Engine, registry: FakeRegistry) -> None:

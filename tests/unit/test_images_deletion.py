@@ -31,6 +31,8 @@ RUNNING = ImageUser("d" * 64, running=True)
         (None, [ONE, OTHER], [], True, Plan((ONE, OTHER), whole=True)),
         (None, [DANGLING + ID], [], False, Plan((DANGLING + ID,), whole=True)),
         (None, [ONE], [STOPPED], True, Plan((ONE,), whole=True)),
+        (ONE, [ONE, BY_DIGEST, OTHER], [], False, Plan((ONE, BY_DIGEST), whole=False)),
+        (ONE, [ONE, TWO, BY_DIGEST], [], False, Plan((ONE,), whole=False)),
     ],
 )
 def test_allowed(name: str | None, names: list[str], users: list[ImageUser], force: bool, expected: Plan) -> None:
@@ -74,3 +76,24 @@ def test_refused(name: str | None, names: list[str], users: list[ImageUser], for
     answer = plan(ID, name, names, users, force=force)
     assert isinstance(answer, Conflict)
     assert str(answer) == words
+
+
+@pytest.mark.parametrize(
+    ("names", "users", "force", "expected"),
+    [
+        ([ONE, TWO], [], False, Plan((ONE, TWO), whole=True)),
+        ([ONE, TWO, OTHER], [RUNNING], False, Plan((ONE, TWO), whole=False)),
+        ([ONE, BY_DIGEST], [STOPPED], True, Plan((ONE, BY_DIGEST), whole=True)),
+        ([ONE], [STOPPED], False, "must be forced"),
+        ([ONE], [RUNNING], True, "cannot be forced"),
+    ],
+)
+def test_a_digest_means_every_name_of_its_repository(
+    names: list[str], users: list[ImageUser], force: bool, expected: Plan | str
+) -> None:
+    answer = plan(ID, names[0], names, users, force=force, repository=True)
+    if isinstance(expected, str):
+        assert isinstance(answer, Conflict)
+        assert expected in str(answer)
+    else:
+        assert answer == expected

@@ -6,7 +6,6 @@ or a value of the wrong form, is InvalidParameter before anything happens, so th
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 
@@ -63,6 +62,7 @@ NETWORKS = frozenset({"dangling", "driver", "id", "label", "label!", "name", "sc
 NETWORKS_PRUNE = frozenset({"label", "label!", "until"})
 PLUGINS = frozenset({"capability", "enable", "enabled"})
 
+_CLASS = re.compile(r"\[(\^?)((?:[^\]\\]|\\.)+)\]", re.DOTALL)
 _TRUE = frozenset({"1", "t", "true"})
 _FALSE = frozenset({"0", "f", "false"})
 
@@ -101,9 +101,13 @@ class Filters(dict[str, list[str]]):
         """Tell whether a value is a prefix of the text (Docker's `FuzzyMatch`)."""
         return not self.get(key) or any(text.startswith(value) for value in self[key])
 
-    def matches_pattern(self, key: str, text: str) -> bool:
-        """Tell whether a shell pattern among the values matches the text."""
-        return not self.get(key) or any(fnmatch.fnmatchcase(text, value) for value in self[key])
+    def matches_pattern(self, key: str, candidates: Iterable[str]) -> bool:
+        """Tell whether a pattern among the values (Go's `path.Match`) matches one of the candidates;
+        InvalidParameter for a malformed one."""
+        patterns = [path_pattern(value) for value in self.values_of(key)]
+        return not patterns or any(
+            pattern.fullmatch(candidate) for candidate in candidates for pattern in patterns
+        )
 
     def matches_labels(self, labels: Mapping[str, str] | None, key: str = "label") -> bool:
         """Tell whether every `label` value (`name` or `name=value`) holds, and none of `label!` does."""
@@ -111,6 +115,54 @@ class Filters(dict[str, list[str]]):
         return all(_has_label(present, value) for value in self.values_of(key)) and not any(
             _has_label(present, value) for value in self.values_of(key + "!")
         )
+
+
+def path_pattern(text: str) -> re.Pattern[str]:
+    """Translate a pattern of Go's `path.Match`: `*` and `?` do not match a slash, `[^a-c]`, and a backslash takes a
+    character's meaning away. InvalidParameter if it is malformed.
+
+    What stands between two stars is taken where it comes first and never looked for again, so that no pattern takes
+    long.
+    """
+    first, *rest = _chunks(text)
+    middle = "".join(f"(?>[^/]*?{chunk})" for chunk in rest[:-1])
+    last = f"[^/]*{rest[-1]}" if rest else ""
+    try:
+        return re.compile(first + middle + last, re.DOTALL)
+    except re.error:
+        raise _malformed(text) from None
+
+
+def _chunks(text: str) -> list[str]:
+    """Return the expressions for what stands between a pattern's stars."""
+    chunks, at = [""], 0
+    while at < len(text):
+        char = text[at]
+        if char == "*":
+            chunks.append("")
+        elif char == "?":
+            chunks[-1] += "[^/]"
+        elif char == "[":
+            found = _CLASS.match(text, at)
+            if found is None:
+                raise _malformed(text)
+            inside = re.sub(r"\\(.)", r"\1", found[2])
+            body = "".join(char if char == "-" else re.escape(char) for char in inside)
+            chunks[-1] += f"(?!/)[{found[1]}{body}]"
+            at = found.end() - 1
+        elif char == "\\":
+            at += 1
+            if at == len(text):
+                raise _malformed(text)
+            chunks[-1] += re.escape(text[at])
+        else:
+            chunks[-1] += re.escape(char)
+        at += 1
+    return chunks
+
+
+def _malformed(pattern: str) -> InvalidParameter:
+    return InvalidParameter(f"invalid filter: syntax error in pattern {pattern!r}")
 
 
 def _has_label(labels: Mapping[str, str], wanted: str) -> bool:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from dray.api.models import Mount, PortBinding
+
 Download = AsyncIterator[bytes]
 """The bytes of a streamed response, in chunks of any size. Closed (`aclose`) when the client goes."""
 
@@ -100,6 +102,24 @@ class CreateOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str = ""
     platform: str = ""
+
+
+class EditRequest(msgspec.Struct, kw_only=True):
+    """What `dray edit` changes of a container: dray's own. What is not named stays.
+
+    port_bindings: by container port, each instead of what that port had; mounts_remove: places in the container
+    """
+
+    env: list[str] = msgspec.field(name="Env", default_factory=list)
+    env_remove: list[str] = msgspec.field(name="EnvRemove", default_factory=list)
+    labels: dict[str, str] = msgspec.field(name="Labels", default_factory=dict)
+    labels_remove: list[str] = msgspec.field(name="LabelsRemove", default_factory=list)
+    port_bindings: dict[str, list[PortBinding]] = msgspec.field(name="PortBindings", default_factory=dict)
+    ports_remove: list[str] = msgspec.field(name="PortsRemove", default_factory=list)
+    binds: list[str] = msgspec.field(name="Binds", default_factory=list)
+    mounts: list[Mount] = msgspec.field(name="Mounts", default_factory=list)
+    mounts_remove: list[str] = msgspec.field(name="MountsRemove", default_factory=list)
+    name: str = msgspec.field(name="Name", default="")
 
 
 class LogOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -108,10 +108,10 @@ def _age_endpoints(endpoints: Iterable[Document], container_id: str, version: Ve
             endpoint.pop("GwPriority", None)
 
 
-def image_summaries(found: list[models.ImageSummary], version: Version) -> Any:
-    """Shape the list of images."""
+def image_summaries(found: list[models.ImageSummary], version: Version, *, counted: bool = False) -> Any:
+    """Shape the list of images; `counted`: their containers were always told."""
     for summary in found:
-        if version < (1, 51):
+        if version < (1, 51) and not counted:
             summary.containers = -1
         if version < (1, 48):
             summary.descriptor = None
@@ -235,7 +235,9 @@ def disk_usage(usage: models.DiskUsage, version: Version, *, types: tuple[str, .
     if version >= (1, 53) or verbose:
         return document
     document["LayersSize"] = usage.image_usage.total_size if "image" in wanted else 0
-    document["Images"] = image_summaries(usage.image_usage.items, version) if "image" in wanted else None
+    document["Images"] = (
+        image_summaries(usage.image_usage.items, version, counted=True) if "image" in wanted else None
+    )
     document["Containers"] = (
         container_summaries(usage.container_usage.items, version) if "container" in wanted else None
     )

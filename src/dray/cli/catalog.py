@@ -43,6 +43,7 @@ VERBS = (
     Verb("container create", "run", "Create a container without starting it", "create"),
     Verb("container diff", "observe", "List what changed in a container's filesystem", "diff"),
     Verb("container exec", "attach", "Run a command in a running container", "exec"),
+    Verb("container edit", "edit", "Change variables, labels, ports, mounts or name of a container", "edit"),
     Verb("container export", "cp", "Write a container's filesystem as a tar archive", "export"),
     Verb("container inspect", "inspect", "Show all details of one or more containers"),
     Verb("container kill", "lifecycle", "Kill one or more running containers", "kill"),

@@ -24,6 +24,7 @@ StartLimitIntervalSec=60
 [Service]
 Type=notify
 ExecStart={command}
+ExecReload=/bin/kill -s HUP $MAINPID
 Restart=always
 RestartSec=2
 KillMode=process

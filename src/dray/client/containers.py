@@ -79,6 +79,11 @@ class Containers:
         """Thaw a container."""
         self._t.request("POST", self._path(name, "/unpause")).read()
 
+    def edit(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Change a container that exists (dray's own endpoint); return `{Warnings}`."""
+        answer: dict[str, Any] = self._t.request("POST", self._path(name, "/edit"), json_body=body).json()
+        return answer
+
     def rename(self, name: str, new: str) -> None:
         """Give a container another name."""
         self._t.request("POST", self._path(name, "/rename"), {"name": new}).read()

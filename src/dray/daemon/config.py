@@ -22,15 +22,19 @@ from dray.daemon.options import BY_KEY, OPTIONS, Option
 from dray.daemon.registries import DEFAULT_FILE, registry_settings
 from dray.store import drivers
 
+# What `features` may name: None can be switched, the others are what they are.
+FEATURES: dict[str, bool | None] = {"cdi": None, "containerd-snapshotter": True}
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """The merged, checked configuration; `config["data-root"]` by daemon.json's keys."""
+    """The merged, checked configuration; `config["data-root"]` by daemon.json's keys. `file` and the command line's
+    `arguments` are where it came from."""
 
     values: dict[str, Any]
     file: str
+    arguments: tuple[str, ...] = ()
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
@@ -124,7 +128,7 @@ def load(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
             raise InvalidParameter(f"option {key!r} cannot be set: {option.refused}; take it out")
     values = {option.key: option.default for option in OPTIONS if not option.refused}
     values.update({key: value for key, value in given.items() if not BY_KEY[key].refused})
-    config = DaemonConfig(values, file or DEFAULT_FILE)
+    config = DaemonConfig(values, file or DEFAULT_FILE, tuple(arguments))
     _check(config)
     return config, bool(validate)
 
@@ -182,6 +186,8 @@ def _from_flag(option: Option, value: Any) -> Any:
         return dict(_pair(option.key, text) for text in value)
     if option.refused or option.kind != "json":
         return value
+    if option.key == "features":
+        return {name: _switch(word) for name, word in (_feature(text) for text in value)}
     if option.key == "runtimes":
         return {name: {"path": path} for name, path in (_pair(option.key, text) for text in value)}
     if option.key == "default-ulimits":
@@ -193,6 +199,18 @@ def _from_flag(option: Option, value: Any) -> Any:
         return found
     assert option.key == "default-address-pools"
     return [_pool(text) for text in value]
+
+
+def _feature(text: str) -> tuple[str, str]:
+    name, _, word = text.partition("=")
+    return name, word or "true"
+
+
+def _switch(word: str) -> bool:
+    try:
+        return _flag_value(word)
+    except argparse.ArgumentTypeError as error:
+        raise InvalidParameter(f"--feature: {error}") from None
 
 
 def _ulimit(name: str, text: str) -> dict[str, Any]:
@@ -263,6 +281,18 @@ def _check(config: DaemonConfig) -> None:
             raise InvalidParameter(f"runtime {name!r}: unsupported {', '.join(unknown)}; use path and runtimeArgs")
     if config["default-runtime"] not in {"dray", "runc", "crun", *config["runtimes"]}:
         raise InvalidParameter(f"specified default runtime '{config['default-runtime']}' does not exist")
+    for name, wanted in config["features"].items():
+        if name not in FEATURES or not isinstance(wanted, bool):
+            known = ", ".join(sorted(FEATURES))
+            raise InvalidParameter(f"features: {name!r} cannot be set to {json.dumps(wanted)}: there is {known}")
+        if FEATURES[name] is not None and wanted != FEATURES[name]:
+            raise InvalidParameter(
+                f"features: {name} cannot be switched: it is always {json.dumps(FEATURES[name])}"
+            )
+    if config["shutdown-timeout"] < -1:
+        raise InvalidParameter(
+            f"invalid shutdown-timeout: {config['shutdown-timeout']}: use seconds, or -1 for ever"
+        )
     for key in ("max-concurrent-downloads", "max-concurrent-uploads", "max-download-attempts"):
         if config[key] < 1:
             raise InvalidParameter(f"invalid {key}: {config[key]}: at least 1 is needed")

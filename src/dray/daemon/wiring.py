@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import ssl
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +23,16 @@ from typing import Any
 
 from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree, write_atomic
+from dray.daemon import subids
 from dray.daemon.config import DaemonConfig, accept_mark
 from dray.daemon.registries import registry_settings, shown_by_info
-from dray.engine import apparmor, security
+from dray.engine import apparmor, mapped, security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
 from dray.engine.containers import Containers
 from dray.engine.control import Control
 from dray.engine.creation import Creator, Defaults
+from dray.engine.editing import Editor
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable, ExecVerbs
 from dray.engine.facts import FactFinder
@@ -44,6 +47,7 @@ from dray.engine.mountsources import MountSources, owner_of_key
 from dray.engine.networks import NetworkVerbs
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
+from dray.engine.remap import Remap
 from dray.engine.spec import machine
 from dray.engine.streams import Streams
 from dray.engine.supervision import Supervisor
@@ -53,6 +57,7 @@ from dray.engine.volumes import VolumeVerbs
 from dray.engine.volumetransfer import VolumeTransfer
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
+from dray.linux.usernamespaces import IdMap
 from dray.network.controller import Controller
 from dray.network.dns.service import Service
 from dray.network.model import NetworkConfig
@@ -75,8 +80,8 @@ from dray.volumes.table import VolumeTable
 log = logging.getLogger("dray.daemon")
 
 
-def network_config(config: DaemonConfig) -> NetworkConfig:
-    """Return the networking half of the configuration."""
+def network_config(config: DaemonConfig, maps: IdMap | None) -> NetworkConfig:
+    """Return the networking half of the configuration; `maps` of the containers' user namespaces."""
     return NetworkConfig(
         bridge=config["bridge"] or "dray0",
         table=f"dray-{zlib.crc32(config['data-root'].encode()):08x}" if config["bridge"] == "none" else "",
@@ -99,6 +104,7 @@ def network_config(config: DaemonConfig) -> NetworkConfig:
         allow_direct_routing=config["allow-direct-routing"],
         accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
         respect_host_firewall=config["respect-host-firewall"],
+        user_maps=None if maps is None else (maps.uid_map, maps.gid_map),
         address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
     )
 
@@ -135,7 +141,13 @@ def defaults(config: DaemonConfig) -> Defaults:
         init_path=config["init-path"] or tinyinit.install(f"{config['data-root']}/docker-init"),
         host_gateways=gateways,
         resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
+        cdi_spec_dirs=cdi_spec_dirs(config),
     )
+
+
+def cdi_spec_dirs(config: DaemonConfig) -> list[str]:
+    """Return where CDI specs are, nowhere if the feature is switched off."""
+    return list(config["cdi-spec-dirs"]) if config["features"].get("cdi", True) else []
 
 
 class House:
@@ -148,16 +160,17 @@ class House:
         self.layout.prepare()
         root = self.layout.data_root
         self.limits = capabilities()
+        self.remap = Remap(subids.resolve(config["userns-remap"]))
         self.metadata = Metadata(self.layout.database)
         self.snapshots = open_driver(root, self.metadata, config["storage-driver"])
         self.content = ContentStore(f"{root}/content")
         self.events = Events()
         self.images = Images(self.metadata, self.content, self.snapshots, on_event=self._image_event)
-        self.volumes = Volumes(f"{root}/volumes", self.metadata)
+        self.volumes = Volumes(f"{root}/volumes", self.metadata, owner=self.remap.owner)
         self.plugins = Plugins()
         self.volume_table = VolumeTable(self.volumes, self.plugins, self.metadata)
-        self.sources = MountSources(self.volume_table, self.snapshots)
-        self.controller = Controller(self.metadata, network_config(config), zygote, self.plugins)
+        self.sources = MountSources(self.volume_table, self.snapshots, self.remap)
+        self.controller = Controller(self.metadata, network_config(config, self.remap.maps), zygote, self.plugins)
         self.registry = Registry(self.metadata)
         self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
         settings = defaults(config)
@@ -180,6 +193,7 @@ class House:
             settings,
             FactFinder(self.registry, self.snapshots, self.layout, settings, cgroup_version=self.limits.version),
             self.peers,
+            self.remap,
         )
         self.lifecycle = Lifecycle(
             self.registry,
@@ -195,10 +209,13 @@ class House:
             self.registry, self.lifecycle, self.execs, self.health, self.events, self.layout
         )
         self.tasks.listener = self.supervisor
+        self.lifecycle.started = self.health.start
+        self.health.restart = self.lifecycle.restart_unhealthy
         self.zygote = zygote
         commits = Commits(self.images, self.registry, self.lifecycle, self.snapshots, self.events)
         self.image_verbs = ImageVerbs(self.images, self.registry, self.events, commits)
         self.volume_verbs = VolumeVerbs(self.volume_table, self.registry, self.events)
+        self._defaults = settings
         self.backends = self._backends(settings)
 
     def _backends(self, settings: Defaults) -> Backends:
@@ -212,40 +229,51 @@ class House:
             self.layout,
             settings,
             limits=self.limits,
+            remap=self.remap,
         )
         containers = Containers(
             self.registry, creator, self.lifecycle, self.image_verbs, self.snapshots, self.events, self.layout
         )
+        self._transfers = Transfers(
+            self.images,
+            self.registries,
+            downloads=self.config["max-concurrent-downloads"],
+            uploads=self.config["max-concurrent-uploads"],
+            download_attempts=self.config["max-download-attempts"],
+        )
+        self._system = System(
+            self.registry,
+            containers,
+            self.image_verbs,
+            self.volume_verbs,
+            self.plugins,
+            self._settings(settings),
+            self.registries,
+            limits=self.limits,
+            listeners=lambda: self.events.listeners,
+        )
         return Backends(
-            system=System(
-                self.registry,
-                containers,
-                self.image_verbs,
-                self.volume_verbs,
-                self.plugins,
-                self._settings(settings),
-                self.registries,
-                limits=self.limits,
-                listeners=lambda: self.events.listeners,
-            ),
+            system=self._system,
             containers=containers,
-            lifecycle=Control(self.registry, self.lifecycle, self.health, self.events),
+            lifecycle=Control(self.registry, self.lifecycle, self.events),
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
-            archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout),
+            archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout, self.remap),
             execs=ExecVerbs(self.registry, self.execs),
             images=self.image_verbs,
-            transfer=Transfers(
-                self.images,
-                self.registries,
-                downloads=self.config["max-concurrent-downloads"],
-                uploads=self.config["max-concurrent-uploads"],
-                download_attempts=self.config["max-download-attempts"],
-            ),
+            transfer=self._transfers,
             networks=NetworkVerbs(self.controller, self.registry, self.events, self.peers),
             volumes=self.volume_verbs,
             volume_transfer=VolumeTransfer(self.volume_table, self.registry, self.events),
             events=self.events,
             authorization=self._authorization(),
+            editing=Editor(
+                self.registry,
+                creator,
+                self.lifecycle,
+                self.events,
+                limits=self.limits,
+                cpus=len(os.sched_getaffinity(0)),
+            ),
         )
 
     def _authorization(self) -> AuthorizationPlugins | None:
@@ -268,9 +296,39 @@ class House:
             min_api_version=config["min-api-version"],
             security_options=_security_options(config),
             authorization=config["authorization-plugins"],
+            cdi_spec_dirs=cdi_spec_dirs(config),
             address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
             **shown_by_info(self.registries.settings),
         )
+
+    @property
+    def engine_id(self) -> str:
+        """The engine's id, as `info` tells it."""
+        return _engine_id(self.layout)
+
+    @property
+    def hostname(self) -> str:
+        """The machine's name."""
+        return os.uname().nodename
+
+    def apply(self, config: DaemonConfig) -> None:
+        """Take over a configuration that differs in what `reload.RELOADABLE` names."""
+        self.config = config
+        names = {"debug": logging.DEBUG, "warn": logging.WARNING, "fatal": logging.CRITICAL}
+        level = config.log_level
+        logging.getLogger().setLevel(names.get(level) or getattr(logging, level.upper()))
+        self.registries.settings = registry_settings(config.values, file=config.file)
+        self._defaults.runtime = config["default-runtime"]
+        self._defaults.runtimes.clear()
+        self._defaults.runtimes.update(runtimes(config))
+        self._defaults.cdi_spec_dirs[:] = cdi_spec_dirs(config)
+        self._transfers.set_limits(
+            downloads=config["max-concurrent-downloads"],
+            uploads=config["max-concurrent-uploads"],
+            download_attempts=config["max-download-attempts"],
+        )
+        self._system.settings = self._settings(self._defaults)
+        self.backends.authorization = self._authorization()
 
     def _container_removed(self, record: ContainerRecord) -> None:
         """The layers of an image that was removed by force go with its last container."""
@@ -291,6 +349,8 @@ class House:
         live = {
             one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
         }
+        await self.remap.open(self.zygote)
+        await asyncio.to_thread(mapped.check, self.layout.data_root, self.snapshots.name, self.remap)
         await self.controller.start(live)
         await self.peers.adopt()
         self._adopt_volumes()
@@ -352,6 +412,7 @@ class House:
         idle = not any(one.state.running for one in self.registry)
         await self.resolver.stop(end=idle)
         await self.controller.close(wipe=idle)
+        self.remap.close()
         if idle:
             cgroups.prune(self.config["cgroup-parent"] or "/dray")
         await asyncio.to_thread(self.snapshots.close)
@@ -367,6 +428,8 @@ def _security_options(config: DaemonConfig) -> list[str]:
     """Return what `info` says of the kernel's confinement, in dockerd's order and form."""
     found = ["name=apparmor"] if has_apparmor() else []
     found.append(f"name=seccomp,profile={config['seccomp-profile']}")
+    if config["userns-remap"]:
+        found.append("name=userns")
     if os.path.exists("/proc/self/ns/cgroup"):
         found.append("name=cgroupns")
     if config["no-new-privileges"]:
@@ -419,7 +482,7 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
     done = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
-    loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: restart the daemon to apply daemon.json")
+    loop.add_signal_handler(signal.SIGHUP, log.info, "still starting, with the configuration just read")
     listeners = _listeners(config)
     refuse_taken(listeners)
     house = House(config, zygote)
@@ -431,14 +494,23 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
         gc.enable()
         for address in servers.addresses:
             log.info("API listen on %s", address)
+        loop.add_signal_handler(signal.SIGHUP, _reload, house)
         _notify_systemd("READY=1")
         await done.wait()
-        log.info("shutting down; containers %s", "run on" if config["live-restore"] else "are stopped")
+        log.info("shutting down; containers %s", "run on" if house.config["live-restore"] else "are stopped")
         _notify_systemd("STOPPING=1")
     finally:
         await servers.close()
         await house.stop()
     return 0
+
+
+def _reload(house: House) -> None:
+    from dray.daemon.reload import reload
+
+    _notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    reload(house)
+    _notify_systemd("READY=1")
 
 
 def _notify_systemd(state: str) -> None:

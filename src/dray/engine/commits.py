@@ -8,6 +8,7 @@ engine has put there itself are left out, as are volumes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -66,7 +67,8 @@ class Commits:
             image = await asyncio.to_thread(self._make, container.record, document, options, name)
         finally:
             if paused:
-                await self._lifecycle.unpause(container)
+                with contextlib.suppress(Conflict, NotFound):  # killed or removed meanwhile
+                    await self._lifecycle.unpause(container)
         told = {"comment": options.comment, "imageID": image.id, "imageRef": name.familiar if name else ""}
         self._events.publish("container", "commit", container.id, event_attributes(container) | told)
         return image.id
@@ -78,9 +80,7 @@ class Commits:
         try:
             await self._lifecycle.pause(container)
         except Conflict:
-            if container.state.status == "running":
-                raise
-            return False  # it has ended this moment, or somebody else has frozen it
+            return False  # it ends this moment, or somebody else has frozen it
         return True
 
     def _make(

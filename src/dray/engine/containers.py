@@ -99,6 +99,7 @@ class Containers:
         async with container.lock:
             if container.state.status in ("removing", "dead"):
                 raise Conflict('Container is marked for removal and cannot be "update".')
+            warnings = self._creator.check_update(request)
             changed = updating.apply(container.record.host_config, request)
             if container.task is not None and container.state.running:
                 await container.task.update(updating.changed_resources(request, changed))
@@ -106,7 +107,7 @@ class Containers:
             self._registry.save(container)
             await self._registry.sync()
         self._events.publish("container", "update", container.id, event_attributes(container))
-        return api.ContainerUpdateResponse()
+        return api.ContainerUpdateResponse(warnings=warnings or None)
 
     async def remove(self, ref: str, options: RemoveOptions) -> None:
         """Remove a container."""

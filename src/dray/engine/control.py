@@ -8,7 +8,6 @@ from collections.abc import Awaitable
 from dray.api import models as api
 from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.engine.events import Events
-from dray.engine.health import HealthChecks
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container, event_attributes
 from dray.engine.registry import Registry
@@ -18,20 +17,20 @@ from dray.shim.model import ExitStatus
 class Control:
     """Containers as processes."""
 
-    def __init__(self, registry: Registry, lifecycle: Lifecycle, health: HealthChecks, events: Events) -> None:
+    def __init__(self, registry: Registry, lifecycle: Lifecycle, events: Events) -> None:
         self._registry = registry
         self._lifecycle = lifecycle
-        self._health = health
         self._events = events
 
     async def start(self, ref: str, *, checkpoint: str, checkpoint_dir: str, detach_keys: str) -> None:
         """Start; NotModified if it runs already."""
         del detach_keys  # only a hint for clients that attach: the attach request brings its own
         if checkpoint or checkpoint_dir:
-            raise Unsupported("checkpoint: starting from a checkpoint is not built in yet")
+            raise Unsupported(
+                "checkpoint: this engine does not drive CRIU, so there are no checkpoints to start from; start the container without"
+            )
         container = self._registry.find(ref)
         await self._lifecycle.start(container)
-        self._health.start(container)
 
     async def stop(self, ref: str, *, signal: str, timeout: int | None) -> None:
         """Stop; NotModified if it does not run."""
@@ -41,7 +40,6 @@ class Control:
         """Stop if it runs, then start."""
         container = self._registry.find(ref)
         await self._lifecycle.restart(container, signal_name=signal, timeout=timeout)
-        self._health.start(container)
 
     async def kill(self, ref: str, *, signal: str) -> None:
         """Send a signal."""

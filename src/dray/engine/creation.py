@@ -19,26 +19,29 @@ import msgspec
 from dray.api import models as api
 from dray.api.requests import CreateOptions
 from dray.base import digest
-from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.files import remove_tree
-from dray.engine import clock, initfiles, merge, mounts, names, rootfs, validate
+from dray.engine import clock, initfiles, mapped, merge, mounts, names, rootfs, updating, validate
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.mountsources import view_key
 from dray.engine.registry import Registry
+from dray.engine.remap import Remap
+from dray.engine.validate.options import restart_policy, storage_size
 from dray.linux.cgroups.facilities import Capabilities
 from dray.logs import registry as log_drivers
 from dray.network.controller import Controller
-from dray.store.snapshots import Snapshots
+from dray.store.snapshots import SizedSnapshots, Snapshots
 from dray.volumes.local import ANONYMOUS, copy_up
 from dray.volumes.table import VolumeTable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Defaults:
-    """What the daemon's configuration gives to containers that do not say."""
+    """What the daemon's configuration gives to containers that do not say. `runtime`, `runtimes` and `cdi_spec_dirs`
+    follow a reload of the configuration; the others are fixed."""
 
     runtime: str = "dray"
     runtimes: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +62,7 @@ class Defaults:
     init_path: str = ""
     host_gateways: list[str] = field(default_factory=list)
     resolv_conf: str = "/etc/resolv.conf"
+    cdi_spec_dirs: list[str] = field(default_factory=list)
 
 
 class Creator:
@@ -76,6 +80,7 @@ class Creator:
         defaults: Defaults,
         *,
         limits: Capabilities,
+        remap: Remap,
     ) -> None:
         self._registry = registry
         self._images = images
@@ -86,6 +91,7 @@ class Creator:
         self._defaults = defaults
         self._events = events
         self._limits = limits
+        self._remap = remap
         self._cpus = len(os.sched_getaffinity(0))
 
     async def create(
@@ -98,6 +104,7 @@ class Creator:
         """Create a container; return it with warnings for the user."""
         host = self._with_defaults(host)
         warnings = validate.validate(config, host, self._limits, cpus=self._cpus)
+        self._remap.check(host)
         image = self._images.find(config.image, options.platform)
         merged = merge.merged(config, container_config(image))
         await self._images.ready(image)
@@ -134,6 +141,8 @@ class Creator:
             undo.callback(remove_tree, directory)
             self._snapshots.prepare(container_id, image.chain_id)
             undo.callback(self._snapshots.remove, container_id)
+            if size := storage_size(host):
+                self._limit(container_id, size)
             initfiles.mark(self._snapshots.upper(container_id))
             await self._prepare_mounts(record, undo)
             record.state.status, record.remove_volumes = "created", False
@@ -147,6 +156,15 @@ class Creator:
                 self._volumes.let_go(point.name, container_id)
         return container, warnings
 
+    def check_update(self, request: api.ContainerUpdateRequest) -> list[str]:
+        """Check an update as a creation is checked; return warnings. What this machine cannot limit is taken out."""
+        asked = api.HostConfig(**{name: getattr(request, name) for name in updating.UPDATABLE})
+        warnings = validate.validate_resources(asked, self._limits, cpus=self._cpus, update=True)
+        for name in updating.UPDATABLE:
+            setattr(request, name, getattr(asked, name))
+        restart_policy(request.restart_policy)
+        return warnings
+
     async def _find_images(self, points: list[MountPoint]) -> None:
         """Find the images that are to be mounted, and have their layers unpacked."""
         for point in points:
@@ -154,6 +172,12 @@ class Creator:
                 image = self._images.find(point.source)
                 await self._images.ready(image)
                 point.image_id, point.chain_id = image.id, image.chain_id or ""
+
+    def _limit(self, key: str, size: int) -> None:
+        """Limit what the container may write, where the storage driver can."""
+        if not isinstance(self._snapshots, SizedSnapshots):
+            raise Unsupported(f"--storage-opt size is not supported by the storage driver {self._snapshots.name}")
+        self._snapshots.limit(key, size)
 
     def _announce(self, record: ContainerRecord, undo: AsyncExitStack) -> None:
         """Write a creation that makes anonymous volumes down as a removal, which it is until it succeeds: a daemon
@@ -225,12 +249,26 @@ class Creator:
                 self._snapshots.prepare(view_key(record.id, index), point.chain_id or None, read_only=True)
                 undo.callback(self._snapshots.remove, view_key(record.id, index))
             elif point.type == "bind" and not point.create_source and not os.path.lexists(point.source):
-                raise InvalidParameter(
-                    f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
-                )
+                raise _no_source(point)
         fresh = [point for point in record.mounts if point.type == "volume" and point.copy and not point.subpath]
         if fresh:
             await self._fill(record, fresh)
+
+    async def add_mounts(self, record: ContainerRecord, fresh: list[MountPoint], undo: AsyncExitStack) -> None:
+        """Create the volumes that a stopped container is to have besides its own (`let_go` them afterwards)."""
+        for point in fresh:
+            if point.type == "volume":
+                await self._prepare_volume(record, point, undo)
+            elif point.type == "bind" and not point.create_source and not os.path.lexists(point.source):
+                raise _no_source(point)
+        filled = [point for point in fresh if point.type == "volume" and point.copy and not point.subpath]
+        if filled:
+            await self._fill(record, filled)
+
+    def let_go(self, point: MountPoint, container_id: str) -> None:
+        """Leave it to the container's record to tell that a new mount's volume is used."""
+        if point.type == "volume":
+            self._volumes.let_go(point.name, container_id)
 
     async def _prepare_volume(self, record: ContainerRecord, point: MountPoint, undo: AsyncExitStack) -> None:
         options = next((mount.volume_options for mount in record.host_config.mounts
@@ -276,7 +314,9 @@ class Creator:
         return found
 
     def _copy_up(self, record: ContainerRecord, points: list[MountPoint], sources: list[str]) -> None:
-        with rootfs.mounted(self._snapshots.mounts(record.id)) as root:
+        layers = self._snapshots.mounts(record.id)
+        shifted = self._remap.maps_of(record.host_config) is not None  # volumes have the ids of the host
+        with mapped.mounted(layers[0], self._remap) if shifted else rootfs.mounted(layers) as root:
             for point, volume in zip(points, sources, strict=True):
                 try:
                     source = rootfs.open_in(root, point.destination, os.O_RDONLY | os.O_DIRECTORY)
@@ -286,3 +326,9 @@ class Creator:
                     copy_up(volume, source)
                 finally:
                     os.close(source)
+
+
+def _no_source(point: MountPoint) -> InvalidParameter:
+    return InvalidParameter(
+        f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+    )

@@ -15,6 +15,7 @@ from dray.engine.creation import Defaults
 from dray.engine.layout import Layout
 from dray.engine.model import ContainerRecord, MountPoint
 from dray.engine.registry import Registry
+from dray.engine.remap import UserNamespace, mappings
 from dray.engine.spec import Facts, Machine, User, machine, resolve_user
 from dray.engine.spec.resources import block_device_paths
 from dray.network.model import Attachment
@@ -52,9 +53,11 @@ class FactFinder:
         *,
         linked_env: Sequence[str] = (),
         mounts: Sequence[MountPoint] | None = None,
+        user: UserNamespace | None = None,
     ) -> Facts:
         """Return the facts of a container that is about to start.
 
+        user: the user namespace it is to live in, None for the host's
         mounts: its mounts with the sources that they have on the host now (default: the record's)
         """
         host, defaults = record.host_config, self._defaults
@@ -69,7 +72,9 @@ class FactFinder:
             resolv_conf=f"{files}/resolv.conf",
             mounts=record.mounts if mounts is None else mounts,
             linked_env=linked_env,
-            namespaces=self._namespaces(record),
+            namespaces=self._namespaces(record) | ({"user": user.path} if user and user.path else {}),
+            uid_mappings=mappings(user.maps.uids) if user else (),
+            gid_mappings=mappings(user.maps.gids) if user else (),
             shm=self._shm(host.ipc_mode, record.id),
             init=defaults.init,
             init_path=defaults.init_path,

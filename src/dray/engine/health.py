@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from dray.api import models as api
 from dray.base.errors import DrayError
-from dray.engine import clock
+from dray.engine import clock, restart
 from dray.engine.events import Events
 from dray.engine.execs import ExecTable
 from dray.engine.model import Container, Health, HealthProbe, event_attributes
@@ -47,6 +49,18 @@ def after_probe(health: Health, probe: HealthProbe, *, retries: int, in_start_pe
         health.status = "unhealthy"
 
 
+async def _nothing(container: Container) -> None:
+    del container
+
+
+def _go_duration(seconds: float) -> str:
+    """Write a duration as Go does, near enough for a message: `100ms`, `1.5s`, `1m30s`."""
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    minutes, rest = divmod(seconds, 60)
+    return (f"{minutes:.0f}m" if minutes else "") + f"{rest:g}s"
+
+
 class HealthChecks:
     """One loop per running container that has a health check."""
 
@@ -54,15 +68,21 @@ class HealthChecks:
         self._registry = registry
         self._execs = execs
         self._events = events
+        self.restart: Callable[[Container], Coroutine[Any, Any, None]] = _nothing
 
-    def start(self, container: Container) -> None:
-        """Begin probing a container that just started (or was found running)."""
+    def start(self, container: Container, *, found: bool = False) -> None:
+        """Begin probing a container that just started or (`found`) was found running: its health is what it was."""
         command = probe_command(container.record.config)
         if command is None or container.health_loop is not None:
             return
-        if container.state.health is None or container.state.health.status == "unhealthy":
+        if container.state.health is None or not found:
             container.state.health = Health()
         container.health_loop = asyncio.create_task(self._loop(container, command))
+
+    def _give_up(self, container: Container) -> None:
+        """Have an unhealthy container that wants it restarted; no further probe of this run comes in between."""
+        if container.giving_up is None or container.giving_up.done():
+            container.giving_up = asyncio.create_task(self.restart(container))
 
     def stop(self, container: Container) -> None:
         """Stop probing."""
@@ -91,6 +111,8 @@ class HealthChecks:
             in_start_period = probe.start - started < check.start_period
             after_probe(health, probe, retries=retries, in_start_period=in_start_period)
             self._registry.save(container)
+            if health.status == "unhealthy" and restart.restarts_unhealthy(container.record.config):
+                self._give_up(container)
             if health.status != before:
                 self._events.publish(
                     "container", f"health_status: {health.status}", container.id, event_attributes(container)
@@ -116,7 +138,7 @@ class HealthChecks:
         except DrayError as error:
             return HealthProbe(start=start, end=clock.now(), exit_code=-1, output=str(error))
         if not in_time:
-            output = f"Health check exceeded timeout ({timeout:g}s)"
+            output = f"Health check exceeded timeout ({_go_duration(timeout)})"
             return HealthProbe(start=start, end=clock.now(), exit_code=-1, output=output)
         return HealthProbe(start=start, end=clock.now(), exit_code=run.exit_code or 0, output=output)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fnmatch
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -13,15 +13,17 @@ from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import CommitOptions
 from dray.base import reference
-from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound, Unsupported
-from dray.engine import clock
+from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
+from dray.engine import clock, imagefilters
 from dray.engine.events import Events
 from dray.engine.model import ContainerRecord
 from dray.engine.registry import Registry
 from dray.oci import platform as platforms
 from dray.oci.image import Descriptor
 from dray.oci.platform import Platform
-from dray.store.images import Image, Images, ImageUser, ManifestSummary
+from dray.store.images import Image, Images, ImageUser, ManifestSummary, usage
+from dray.store.images import attestations as stored
+from dray.store.images.variants import remove_platforms
 
 
 def _images_of(record: ContainerRecord) -> set[str]:
@@ -54,13 +56,6 @@ def _without_nulls(document: Any) -> Any:
     return document
 
 
-def _nanoseconds(created: str) -> int:
-    try:
-        return clock.parse_timestamp(created) if created else 0
-    except InvalidParameter:
-        return 0
-
-
 def _descriptor(descriptor: Descriptor) -> api.OCIDescriptor:
     return msgspec.convert(_without_nulls(msgspec.to_builtins(descriptor)), api.OCIDescriptor)
 
@@ -80,6 +75,7 @@ class ImageVerbs:
         self._commits = commits
         self._registry = registry
         self._events = events
+        self._pruning = False
 
     # -- for other verbs -----------------------------------------------------------------------------------
 
@@ -148,72 +144,51 @@ class ImageVerbs:
             if image_id in _images_of(container.record)
         ]
 
+    def _uses(self) -> Counter[str]:
+        """Return how many containers use each image, by its id."""
+        return Counter(image for container in self._registry for image in _images_of(container.record))
+
     # -- verbs ---------------------------------------------------------------------------------------------
 
     async def list_images(
         self, *, all: bool, filters: Filters, shared_size: bool, manifests: bool, identity: bool
     ) -> list[api.ImageSummary]:
         """List images, newest first."""
-        del identity  # what signed an image: nothing here signs
+        del all  # nothing is hidden: no image here is but a step of a build
         found = await asyncio.to_thread(self._images.list)
-        chosen = [
-            image for image in self._select(found, filters) if all or filters or not self._intermediate(image)
-        ]
-        used: dict[str, int] = {}
-        for container in self._registry:
-            for image_id in _images_of(container.record):
-                used[image_id] = used.get(image_id, 0) + 1
-        shared = _shared_sizes(found, self._layer_size) if shared_size else {}
+        used = self._uses()
+        chosen = imagefilters.select(found, filters, resolve=self._images.resolve, used=frozenset(used))
+        shared = (await asyncio.to_thread(usage.measure, self._images, used)).shared if shared_size else {}
         return [
             api.ImageSummary(
                 id=image.id,
-                repo_tags=_matching(image.tags, filters),
-                repo_digests=_matching(image.digests, filters),
-                created=_nanoseconds(image.created) // 10**9,
+                repo_tags=tags,
+                repo_digests=digests,
+                created=imagefilters.created(image) // 10**9,
                 size=image.size,
                 shared_size=shared.get(image.id, 0) if shared_size else -1,
                 labels=image.labels or None,
-                containers=used.get(image.id, 0),
-                manifests=[self._manifest(image, summary) for summary in image.manifests] if manifests else [],
+                containers=used[image.id],
+                manifests=self._manifests(image, identity=identity) if manifests else [],
                 descriptor=_descriptor(image.target),
             )
             for image in chosen
+            for tags, digests in [imagefilters.shown(image, filters)]
         ]
 
-    def _intermediate(self, image: Image) -> bool:
-        return image.dangling and bool(self._images.children(image))
+    def _identity(self, image: Image) -> dict[str, Any] | None:
+        """Return what is known for sure of an image's origin; no signature is checked."""
+        repositories = self._images.sources.of(image.id)
+        return {"Pull": [{"Repository": name} for name in repositories]} if repositories else None
 
-    def _layer_size(self, chain_id: str) -> int:
-        snapshots = self._images.snapshots
-        return snapshots.usage(chain_id).size if snapshots.exists(chain_id) else 0
+    def _manifests(self, image: Image, *, identity: bool = False) -> list[api.ImageManifestSummary]:
+        found = [self._manifest(summary) for summary in image.manifests]
+        for one in found:
+            if identity and one.image_data is not None:
+                one.image_data.identity = self._identity(image)
+        return found
 
-    def _select(self, images: list[Image], filters: Filters) -> list[Image]:
-        chosen = images
-        for word in filters.values_of("before"):
-            limit = _nanoseconds(self._images.resolve(word).created)
-            chosen = [image for image in chosen if _nanoseconds(image.created) < limit]
-        for word in filters.values_of("since"):
-            limit = _nanoseconds(self._images.resolve(word).created)
-            chosen = [image for image in chosen if _nanoseconds(image.created) > limit]
-        for word in filters.values_of("until"):
-            limit = clock.parse_timestamp(word)
-            chosen = [image for image in chosen if _nanoseconds(image.created) < limit]
-        if "dangling" in filters:
-            dangling = filters.boolean("dangling", True)
-            chosen = [image for image in chosen if (not image.tags) == dangling]
-        if patterns := filters.values_of("reference"):
-            chosen = [
-                image
-                for image in chosen
-                if any(_matches_reference(name, patterns) for name in (*image.tags, *image.digests))
-            ]
-        if "containers" in filters:
-            used = {container.record.image_id for container in self._registry}
-            wanted = filters.boolean("containers", True)
-            chosen = [image for image in chosen if (image.id in used) == wanted]
-        return [image for image in chosen if filters.matches_labels(image.labels)]
-
-    def _manifest(self, image: Image, summary: ManifestSummary) -> api.ImageManifestSummary:
+    def _manifest(self, summary: ManifestSummary) -> api.ImageManifestSummary:
         shown = api.ImageManifestSummary(
             id=summary.descriptor.digest,
             descriptor=_descriptor(summary.descriptor),
@@ -244,7 +219,8 @@ class ImageVerbs:
         return api.ImageInspect(
             id=image.id,
             descriptor=_descriptor(image.target),
-            manifests=[self._manifest(image, summary) for summary in image.manifests] if manifests else [],
+            manifests=self._manifests(image) if manifests else [],
+            identity=self._identity(image),
             repo_tags=list(image.tags),
             repo_digests=list(image.digests),
             comment=config.comment or "",
@@ -270,7 +246,7 @@ class ImageVerbs:
         return [
             api.ImageHistoryResponseItem(
                 id=str(step["Id"]),
-                created=_nanoseconds(str(step["created"])) // 10**9,
+                created=imagefilters.nanoseconds(str(step["created"])) // 10**9,
                 created_by=str(step["CreatedBy"]),
                 tags=step["Tags"] if isinstance(step["Tags"], list) else None,
                 size=step["Size"] if isinstance(step["Size"], int) else 0,
@@ -283,11 +259,21 @@ class ImageVerbs:
         self, name: str, *, platforms: tuple[str, ...], types: tuple[str, ...], statement: bool
     ) -> list[api.AttestationStatement]:
         """Return the attestations attached to an image."""
-        del platforms, types, statement
-        self._images.resolve(name)
-        raise Unsupported(
-            "reading attestations is not built in yet: `image inspect` lists them among the manifests"
-        )
+        if len(platforms) > 1:
+            raise InvalidParameter("only one platform can be asked for at a time")
+        wanted = parse_platform(platforms[0] if platforms else "")
+
+        def collect() -> list[api.AttestationStatement]:
+            return [
+                api.AttestationStatement(
+                    descriptor=_descriptor(descriptor),
+                    predicate_type=kind,
+                    statement=stored.read(self._images, descriptor) if statement else None,
+                )
+                for descriptor, kind in stored.statements(self._images, name, platform=wanted, types=types)
+            ]
+
+        return await asyncio.to_thread(collect)
 
     async def tag(self, name: str, repo: str, tag: str) -> None:
         """Give an image one more name."""
@@ -304,55 +290,62 @@ class ImageVerbs:
     ) -> list[api.ImageDeleteResponseItem]:
         """Remove a name, and the image with its last name."""
         if platforms:
-            raise Unsupported("platforms: removing single platforms of an image is not built in yet")
-        lines = await asyncio.to_thread(
-            self._images.delete, name, force=force, prune=not no_prune, in_use=self.users
-        )
+            lines = await self._remove_platforms(name, platforms, force=force)
+        else:
+            lines = await asyncio.to_thread(
+                self._images.delete, name, force=force, prune=not no_prune, in_use=self.users
+            )
         return _deleted(lines)
 
+    async def _remove_platforms(
+        self, name: str, platforms: tuple[str, ...], *, force: bool
+    ) -> list[dict[str, str]]:
+        if not force:
+            raise InvalidParameter(
+                "Content will be removed from all images referencing this variant. Use --force to force delete."
+            )
+        wanted = [platform for text in platforms if (platform := parse_platform(text)) is not None]
+        return await asyncio.to_thread(remove_platforms, self._images, name, wanted)
+
     async def prune(self, filters: Filters) -> api.ImagePruneReport:
-        """Remove images that no container uses: those without a name, or all with `dangling=false`."""
-        dangling_only = filters.boolean("dangling", True)
-        until = min((clock.parse_timestamp(text) for text in filters.values_of("until")), default=None)
-        deleted: list[api.ImageDeleteResponseItem] = []
-        before = await asyncio.to_thread(self._total)
-        for image in await asyncio.to_thread(self._images.list):
-            if (dangling_only and image.tags) or self.users(image.id):
-                continue
-            if not filters.matches_labels(image.labels):
-                continue
-            if until is not None and _nanoseconds(image.created) >= until:
-                continue
-            for name in image.tags or [image.id]:
+        """Remove images that no container uses: those without a name, or all with `dangling=false`.
+
+        What the report counts as reclaimed are the bytes of the blobs and layers that went.
+        """
+        if self._pruning:
+            raise Conflict("a prune operation is already running")
+        self._pruning = True
+        try:
+            lines, reclaimed = await asyncio.to_thread(self._prune, filters)
+        finally:
+            self._pruning = False
+        self._events.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
+        return api.ImagePruneReport(images_deleted=_deleted(lines), space_reclaimed=reclaimed)
+
+    def _prune(self, filters: Filters) -> tuple[list[dict[str, str]], int]:
+        images = self._images
+        chosen = imagefilters.prunable(images.list(), filters, used=frozenset(self._uses()))
+        lines: list[dict[str, str]] = []
+        for image in chosen:
+            for name in (*image.tags, *image.digests) or (image.id,):
                 try:
-                    lines = await asyncio.to_thread(
-                        self._images.delete, name, force=not image.tags, in_use=self.users
-                    )
+                    lines += images.delete(name, collect=False, in_use=self.users)
                 except (Conflict, NotFound):
                     continue  # taken into use, or gone, meanwhile
-                deleted += _deleted(lines)
-        reclaimed = max(0, before - await asyncio.to_thread(self._total))
-        self._events.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
-        return api.ImagePruneReport(images_deleted=deleted, space_reclaimed=reclaimed)
-
-    def _total(self) -> int:
-        """Return the bytes that all images take, shared layers and blobs counted once."""
-        layers = {chain for image in self._images.list() for chain in image.chain_ids}
-        blobs = sum(size for _, size in self._images.content.walk())
-        return blobs + sum(self._layer_size(chain) for chain in layers)
+        return lines, images.collect()  # also of what nothing has ever named
 
     async def disk_usage(self, *, verbose: bool) -> api.ImagesDiskUsage:
-        """Return what images take, for `system df`."""
+        """Return what images take, for `system df` (see `store.images.usage`)."""
         items = await self.list_images(
-            all=False, filters=Filters(), shared_size=True, manifests=False, identity=False
+            all=True, filters=Filters(), shared_size=True, manifests=False, identity=False
         )
-        total = await asyncio.to_thread(self._total)
-        used = sum(item.size - max(item.shared_size, 0) for item in items if item.containers)
+        used = [item.id for item in items if item.containers]
+        measured = await asyncio.to_thread(usage.measure, self._images, used)
         return api.ImagesDiskUsage(
-            active_count=sum(1 for item in items if item.containers),
+            active_count=len(used),
             total_count=len(items),
-            reclaimable=max(0, total - used),
-            total_size=total,
+            reclaimable=measured.reclaimable,
+            total_size=measured.total,
             items=items if verbose else [],
         )
 
@@ -366,26 +359,3 @@ def _deleted(lines: Iterable[dict[str, str]]) -> list[api.ImageDeleteResponseIte
         api.ImageDeleteResponseItem(untagged=line.get("Untagged", ""), deleted=line.get("Deleted", ""))
         for line in lines
     ]
-
-
-def _matching(names: Iterable[str], filters: Filters) -> list[str]:
-    """Return the names of an image that a `reference` filter lets through: all without one."""
-    patterns = filters.values_of("reference")
-    return [name for name in names if not patterns or _matches_reference(name, patterns)]
-
-
-def _matches_reference(name: str, patterns: Iterable[str]) -> bool:
-    bare = name.partition("@")[0]
-    bare = bare[: bare.rindex(":")] if ":" in bare.rpartition("/")[2] else bare
-    return any(fnmatch.fnmatchcase(word, pattern) for pattern in patterns for word in (name, bare))
-
-
-def _shared_sizes(images: list[Image], size_of: Callable[[str], int]) -> dict[str, int]:
-    """Return for each image the bytes of the layers that another image has too."""
-    counts: dict[str, int] = {}
-    for image in images:
-        for chain in set(image.chain_ids):
-            counts[chain] = counts.get(chain, 0) + 1
-    return {
-        image.id: sum(size_of(chain) for chain in set(image.chain_ids) if counts[chain] > 1) for image in images
-    }

@@ -7,7 +7,7 @@ left out of what `docker diff` shows.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dray.store.snapshots import Change
@@ -34,14 +34,21 @@ def without(changes: Sequence[Change]) -> list[Change]:
     ours was put into it did not change.
     """
     ours = {change.path for change in changes if change.kind == "A" and change.path in _OURS}
-    own = [change.path for change in changes if change.path not in ours and change.kind != "C"]
+    above_own = _above(change.path for change in changes if change.path not in ours and change.kind != "C")
+    above_ours = _above(ours)
 
     def visible(change: Change) -> bool:
-        below = f"{change.path}/"
-        if any(path.startswith(below) for path in own):
+        if change.path in above_own:
             return True
-        return change.path not in ours and not (
-            change.kind == "C" and any(path.startswith(below) for path in ours)
-        )
+        return change.path not in ours and not (change.kind == "C" and change.path in above_ours)
 
     return [change for change in changes if visible(change)]
+
+
+def _above(paths: Iterable[str]) -> set[str]:
+    """Return all directories on the way to these paths."""
+    found: set[str] = set()
+    for path in paths:
+        while (path := path.rpartition("/")[0]) and path not in found:
+            found.add(path)
+    return found

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from dray.api import models as api
-from dray.base.errors import Conflict
+from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree
 from dray.engine import links, shm, spec
 from dray.engine.creation import Defaults
@@ -29,6 +29,7 @@ from dray.engine.model import Container, ContainerRecord, MountPoint
 from dray.engine.mountsources import MountSources, unpin, view_key
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
+from dray.engine.remap import ROOT, Remap, UserNamespace
 from dray.engine.sandbox import sandbox_ask
 from dray.logs import attributes
 from dray.network import containerfiles, hostfiles
@@ -60,6 +61,7 @@ class Launcher:
         defaults: Defaults,
         facts: FactFinder,
         peers: Peers,
+        remap: Remap,
     ) -> None:
         self._registry = registry
         self._events = events
@@ -72,18 +74,21 @@ class Launcher:
         self._defaults = defaults
         self._facts = facts
         self._peers = peers
+        self._remap = remap
 
     async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
         """Start a container's task; return it and the endpoints it got."""
         record = container.record
         laps = Laps()
+        user = self._remap.of(record, self._registry.find)
+        owner = ROOT if user is None else user.maps.root
         # In networks with names a link is a name that the resolver knows, and part of the endpoint.
         legacy = record.host_config.links if record.host_config.network_mode in _DEFAULT_NETWORK else None
         linked = links.resolve(record.name, legacy or [], self._registry.find)
         undo.push_async_callback(self._sources.release, record)
         await self._sources.prepare(record)
         laps.lap("mounts")
-        attachment = await self._networks.attach(record.id, sandbox_ask(record))
+        attachment = await self._networks.attach(record.id, sandbox_ask(record, user))
         laps.lap("network")
         undo.push_async_callback(self._networks.detach, record.id, attachment.endpoints)
         _remember_networks(record, attachment.endpoints)
@@ -93,19 +98,19 @@ class Launcher:
             undo.callback(self._peers.gone, record.id, attachment.endpoints)
             if resolver is not None:
                 await asyncio.sleep(0)  # it is asked now, and made while we go on
-            self._write_files(record, attachment, linked, resolving)
+            self._write_files(record, attachment, linked, resolving, owner=owner)
             laps.lap("files")
             run_dir = self.layout.task(record.id)
             _clear(run_dir)
             os.makedirs(f"{run_dir}/rootfs", 0o700)
             undo.callback(_clear, run_dir)
             if record.host_config.ipc_mode == "shareable":
-                shm.mount(run_dir, record.host_config.shm_size)
+                shm.mount(run_dir, record.host_config.shm_size, owner)
                 undo.callback(shm.unmount, run_dir)
-            mounts = self._sources.pinned(record, run_dir)
-            self._write_spec(run_dir, self._spec(record, attachment, linked, mounts))
+            mounts = self._sources.pinned(record, run_dir, mapped=user is not None)
+            self._write_spec(run_dir, self._spec(record, attachment, linked, mounts, user))
             laps.lap("spec")
-            request, descriptors = self._request(record, attachment, run_dir)
+            request, descriptors = self._request(record, attachment, run_dir, user)
             if resolver is not None:
                 await resolver  # it was being made meanwhile
             laps.lap("names")
@@ -132,6 +137,8 @@ class Launcher:
         attachment: Attachment,
         linked: list[links.Link],
         resolving: hostfiles.Resolving,
+        *,
+        owner: tuple[int, int],
     ) -> None:
         """Write the container's own hosts, hostname and resolv.conf (never the host's wholesale)."""
         host, config = record.host_config, record.config
@@ -150,7 +157,7 @@ class Launcher:
             ),
             "resolv.conf": self._peers.resolv_conf(resolving, attachment.endpoints),
         }
-        containerfiles.write(self.layout.container(record.id), files)
+        containerfiles.write(self.layout.container(record.id), files, owner)
 
     # -- spec ----------------------------------------------------------------------------------------------
 
@@ -165,32 +172,46 @@ class Launcher:
         attachment: Attachment,
         linked: list[links.Link],
         mounts: Sequence[MountPoint],
+        user: UserNamespace | None,
     ) -> dict[str, Any]:
         variables = [line for link in linked for line in link.variables]
-        facts = self._facts.find(record, attachment, linked_env=variables, mounts=mounts)
-        return spec.build(record.config, record.host_config, facts)
+        facts = self._facts.find(record, attachment, linked_env=variables, mounts=mounts, user=user)
+        document = spec.build(record.config, record.host_config, facts)
+        if record.host_config.device_requests:
+            from dray.engine import cdi
+
+            cdi.apply(document, cdi.find(record.host_config.device_requests, self._defaults.cdi_spec_dirs))
+        return document
 
     # -- task ----------------------------------------------------------------------------------------------
 
     def _request(
-        self, record: ContainerRecord, attachment: Attachment, run_dir: str
+        self, record: ContainerRecord, attachment: Attachment, run_dir: str, user: UserNamespace | None
     ) -> tuple[TaskCreate, list[int]]:
         descriptors, kinds = [], []
         if attachment.netns is not None:
             descriptors.append(attachment.netns)
             kinds.append("network")
+        if attachment.userns is not None:
+            descriptors.append(attachment.userns)
+            kinds.append("user")
         offset = len(descriptors)
         descriptors += attachment.hold_fds
         kinds += ["hold"] * len(attachment.hold_fds)
         config, host = record.config, record.host_config
-        runtime = self._defaults.runtimes.get(host.runtime, {}) if host.runtime != "dray" else {}
+        runtime = self._runtime(host.runtime)
         rows_columns = host.console_size if host.console_size and any(host.console_size) else None
         request = TaskCreate(
             id=record.id,
             run_dir=run_dir,
             state_dir=self.layout.container(record.id),
             rootfs=[
-                MountSpec(type=mount.type, source=mount.source, options=list(mount.options), target=mount.target)
+                MountSpec(
+                    type=mount.type,
+                    source=mount.source,
+                    options=[*mount.options, *([] if user is None else ["idmap"])],
+                    target=mount.target,
+                )
                 for mount in self._snapshots.mounts(record.id)
             ],
             tty=config.tty,
@@ -198,6 +219,7 @@ class Launcher:
             stdin_once=config.stdin_once,
             console_size=(rows_columns[0], rows_columns[1]) if rows_columns else None,
             log=self._log(record),
+            owner=ROOT if user is None else user.maps.root,
             runtime=str(runtime.get("path", "")),
             runtime_args=list(runtime.get("runtimeArgs", [])),
             fds=kinds,
@@ -206,6 +228,14 @@ class Launcher:
             ],
         )
         return request, descriptors
+
+    def _runtime(self, name: str) -> dict[str, Any]:
+        """Return the path and arguments of an external runtime; nothing for the built-in one."""
+        if name == "dray":
+            return {}
+        if name not in self._defaults.runtimes:  # it was when the container was made
+            raise InvalidParameter(f"unknown or invalid runtime name: {name}")
+        return dict(self._defaults.runtimes[name])
 
     def _log(self, record: ContainerRecord) -> LogSpec:
         log = record.host_config.log_config

@@ -67,6 +67,7 @@ class Lifecycle:
         self._peers = peers
         self._default_stop_timeout = default_stop_timeout
         self._removed = removed
+        self.started: Callable[[Container], None] = lambda container: None  # told of every start, whoever asked
         self._back_off: dict[str, restart.BackOff] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -98,7 +99,7 @@ class Lifecycle:
                 task, endpoints = await self._launcher.launch(container, undo)
                 undo.push_async_callback(self._abandon, task)
                 record.endpoints = list(endpoints)
-                state.status, state.pid = "running", task.pid
+                state.status, state.pid, record.resume = "running", task.pid, False
                 state.started_at, state.error, state.exit_code, state.oom_killed = task.started_at, "", 0, False
                 self._registry.save(container)
                 undo.pop_all()
@@ -117,6 +118,7 @@ class Lifecycle:
         container.settled.clear()
         self._peers.started(container)
         self._events.publish("container", "start", container.id, event_attributes(container))
+        self.started(container)
 
     @staticmethod
     async def _abandon(task: Task) -> None:
@@ -142,6 +144,9 @@ class Lifecycle:
                 manually_stopped=record.manually_stopped,
                 at_boot=at_boot,
             )
+            sick = state.health is not None and state.health.status == "unhealthy"
+            if sick and not container.stop_requested and not record.manually_stopped:
+                again = again or restart.restarts_unhealthy(record.config)
             state.status = "restarting" if again else "exited"
             unheard = status.oom_killed and not state.oom_killed
             state.pid, state.exit_code, state.oom_killed = (
@@ -313,6 +318,22 @@ class Lifecycle:
                 f"container {container.id}: the process did not end within {seconds:g} s of SIGKILL; it hangs in the "
                 "kernel (look at its state in /proc)"
             )
+
+    async def restart_unhealthy(self, container: Container) -> None:
+        """End a run that its health check gave up, for a container that asked for that; its end is followed by the
+        next run, as with a restart policy, after the same growing pause."""
+        patience = container.record.config.stop_timeout
+        patience = self._default_stop_timeout if patience is None else patience
+        self._events.publish("container", "restart-unhealthy", container.id, event_attributes(container))
+        for number in (self._stop_signal(container), signal.SIGKILL):
+            if (task := container.task) is None:
+                return
+            with contextlib.suppress(NotFound, ProcessLookupError, Conflict, Unavailable):
+                await task.kill(number)
+            if await self._settled_within(container, None if patience < 0 else float(patience)):
+                return
+            patience = int(KILL_PATIENCE)
+        log.error("container %s is unhealthy and cannot be killed", container.name)
 
     async def restart(self, container: Container, *, signal_name: str = "", timeout: int | None = None) -> None:
         """Stop the container if it runs, and start it."""

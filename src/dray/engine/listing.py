@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
+from dray.api.filters import Filters
 from dray.base.errors import InvalidParameter
 from dray.engine.model import Container
 from dray.engine.registry import Registry
 
-Filters = Mapping[str, Sequence[str]]
 STATUSES = ("created", "running", "paused", "restarting", "removing", "exited", "dead")
 HEALTHS = ("none", "starting", "healthy", "unhealthy")
 
@@ -33,35 +33,38 @@ def select(
         show_all or limit > 0 or any(key in filters for key in ("status", "exited", "since", "before", "is-task"))
     ):
         containers = [one for one in containers if one.state.running]
-    wanted_images = set[str]().union(*(ancestors(name) for name in filters.get("ancestor", ())))
+    wanted_images = set[str]().union(*(ancestors(name) for name in filters.values_of("ancestor")))
     shown = [one for one in containers if _matches(one, filters, wanted_images)]
     return shown[:limit] if limit > 0 else shown
 
 
 def _check(filters: Filters) -> None:
-    for status in filters.get("status", ()):
+    for status in filters.values_of("status"):
         if status not in STATUSES:
             raise InvalidParameter(
                 f"invalid filter 'status={status}': invalid value for state ({status}): must be one of "
                 + ", ".join(STATUSES)
             )
-    for health in filters.get("health", ()):
+    for health in filters.values_of("health"):
         if health not in HEALTHS:
             raise InvalidParameter(f"invalid filter 'health={health}': must be one of " + ", ".join(HEALTHS))
-    for code in filters.get("exited", ()):
+    for code in filters.values_of("exited"):
         if not re.fullmatch(r"-?\d+", code, re.ASCII):
             raise InvalidParameter(f"invalid filter 'exited={code}': it must be a number")
-    for task in filters.get("is-task", ()):
-        if task.lower() not in ("true", "false", "1", "0"):
-            raise InvalidParameter(f"invalid filter 'is-task={task}': it must be true or false")
+    for pattern in filters.values_of("name"):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InvalidParameter(f"invalid filter 'name={pattern}': {error}") from error
+    filters.boolean("is-task", False)
 
 
 def _between(registry: Registry, containers: Sequence[Container], filters: Filters) -> list[Container]:
     chosen = list(containers)
-    for name in filters.get("before", ()):
+    for name in filters.values_of("before"):
         limit = registry.find(name).record.created
         chosen = [one for one in chosen if one.record.created < limit]
-    for name in filters.get("since", ()):
+    for name in filters.values_of("since"):
         limit = registry.find(name).record.created
         chosen = [one for one in chosen if one.record.created > limit]
     return chosen
@@ -69,46 +72,35 @@ def _between(registry: Registry, containers: Sequence[Container], filters: Filte
 
 def _matches(container: Container, filters: Filters, wanted_images: set[str]) -> bool:
     record, state = container.record, container.state
+    ended = state.status in ("exited", "dead") and state.started_at != 0
+    exact = {
+        "status": state.status,
+        "health": state.health.status if state.health else "none",
+        "isolation": record.host_config.isolation or "default",
+        "volume": [word for point in record.mounts for word in (point.name, point.destination, point.source)],
+    }
+    if not all(filters.matches_exactly(key, candidates) for key, candidates in exact.items()):
+        return False
+    if not filters.matches_text("id", record.id) or not _name_matches(record.name, filters):
+        return False
     checks: dict[str, Callable[[str], bool]] = {
-        "id": lambda value: record.id.startswith(value) or re.search(value, record.id) is not None,
-        "name": lambda value: _name_matches(value, record.name),
-        "status": lambda value: state.status == value,
-        "exited": lambda value: (
-            state.status in ("exited", "dead") and state.started_at != 0 and state.exit_code == int(value)
-        ),
-        "health": lambda value: (state.health.status if state.health else "none") == value,
+        "exited": lambda value: ended and state.exit_code == int(value),
+        "is-task": lambda _: not filters.boolean("is-task", False),  # no container is one without a swarm
         "network": lambda value: _on_network(container, value),
-        "volume": lambda value: any(
-            value in (point.name, point.destination, point.source) for point in record.mounts
-        ),
         "publish": lambda value: _ports_match(value, _published(container)),
         "expose": lambda value: _ports_match(value, set(record.config.exposed_ports or {})),
-        "isolation": lambda value: (record.host_config.isolation or "default") == value,
-        "is-task": lambda value: value.lower() in ("false", "0"),
     }
     for key, check in checks.items():
-        values = filters.get(key)
-        if values and not any(check(value) for value in values):
+        if (values := filters.values_of(key)) and not any(check(value) for value in values):
             return False
-    if filters.get("ancestor") and record.image_id not in wanted_images:
+    if filters.values_of("ancestor") and record.image_id not in wanted_images:
         return False
-    return labels_match(record.config.labels or {}, filters.get("label", ()))
+    return filters.matches_labels(record.config.labels)
 
 
-def labels_match(labels: Mapping[str, str], wanted: Iterable[str]) -> bool:
-    """Tell whether every `key` or `key=value` in `wanted` holds."""
-    for entry in wanted:
-        key, equals, value = entry.partition("=")
-        if key not in labels or (equals and labels[key] != value):
-            return False
-    return True
-
-
-def _name_matches(pattern: str, name: str) -> bool:
-    try:
-        return any(re.search(pattern, candidate) for candidate in (name, f"/{name}"))
-    except re.error as error:
-        raise InvalidParameter(f"invalid filter 'name={pattern}': {error}") from error
+def _name_matches(name: str, filters: Filters) -> bool:
+    """Match expressions against a name with and without its slash."""
+    return filters.matches_text("name", name) or filters.matches_text("name", f"/{name}")
 
 
 def _on_network(container: Container, value: str) -> bool:

@@ -107,6 +107,7 @@ class ContainerRecord(msgspec.Struct):
     manually_stopped: bool = False
     remove_volumes: bool = False  # a removal (or an unfinished creation) takes the anonymous volumes too
     log_path: str = ""
+    resume: bool = False  # it ran when an edit began: a daemon that is killed meanwhile starts it
 
 
 @dataclass(eq=False, slots=True)
@@ -149,6 +150,7 @@ class Container:
     stop_requested: bool = False
     restart_timer: asyncio.Task[None] | None = None
     health_loop: asyncio.Task[None] | None = None
+    giving_up: asyncio.Task[None] | None = None  # the end of a run that is unhealthy
     opening: set[asyncio.Event] = field(default_factory=set)  # log readers that have not opened the files yet
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # set while no exit is being handled
 

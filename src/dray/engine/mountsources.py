@@ -22,9 +22,11 @@ import msgspec
 
 from dray.base.errors import InvalidParameter
 from dray.base.files import owned_fd
+from dray.engine import mapped as mapped_roots
 from dray.engine import rootfs
 from dray.engine.model import ContainerRecord, MountPoint
-from dray.linux import libc, mounts
+from dray.engine.remap import Remap
+from dray.linux import libc, mounts, usernamespaces
 from dray.store.snapshots import Snapshots
 from dray.volumes.table import VolumeTable
 
@@ -42,9 +44,10 @@ def owner_of_key(key: str) -> str:
 class MountSources:
     """Makes the sources of containers' mounts ready, and lets go of them."""
 
-    def __init__(self, volumes: VolumeTable, snapshots: Snapshots) -> None:
+    def __init__(self, volumes: VolumeTable, snapshots: Snapshots, remap: Remap) -> None:
         self._volumes = volumes
         self._snapshots = snapshots
+        self._remap = remap
 
     async def prepare(self, record: ContainerRecord) -> None:
         """Make binds' missing directories as `-v` does, mount volumes; `taken` tells what to `give_back`.
@@ -57,7 +60,8 @@ class MountSources:
                     raise InvalidParameter(
                         f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
                     )
-                os.makedirs(point.source, mode=0o755, exist_ok=True)
+                with usernamespaces.acting_as(*self._remap.owner):
+                    os.makedirs(point.source, mode=0o755, exist_ok=True)
             elif point.type == "volume":
                 point.mount_id = secrets.token_hex(32)
                 point.source = await self._volumes.mount(point.name, point.mount_id, user=record.id)
@@ -82,8 +86,10 @@ class MountSources:
         """Give back what `prepare` took, at once."""
         await self.give_back(self.taken(record))
 
-    def pinned(self, record: ContainerRecord, run_dir: str) -> Sequence[MountPoint]:
+    def pinned(self, record: ContainerRecord, run_dir: str, *, mapped: bool = False) -> Sequence[MountPoint]:
         """Pin what needs it below the task directory; return the mounts with the sources that the spec is to name.
+
+        mapped: images show the ids of the daemon's user namespaces
 
         Does nothing and returns the record's own list for a container without such mounts.
         """
@@ -95,7 +101,7 @@ class MountSources:
                 pin = f"{run_dir}/mounts/{index}"
                 os.makedirs(f"{run_dir}/mounts", 0o700, exist_ok=True)
                 if point.type == "image":
-                    self._pin_image(pin, view_key(record.id, index), point)
+                    self._pin_image(pin, view_key(record.id, index), point, mapped=mapped)
                 else:
                     _pin_part(pin, point.source, point.subpath, shown=point.source)
                 found.append(msgspec.structs.replace(point, source=pin))
@@ -103,10 +109,13 @@ class MountSources:
                 found.append(point)
         return found
 
-    def _pin_image(self, pin: str, key: str, point: MountPoint) -> None:
+    def _pin_image(self, pin: str, key: str, point: MountPoint, *, mapped: bool) -> None:
         mount = self._snapshots.mounts(key)[0]
         os.mkdir(pin, 0o700)
-        if mount.type == "bind":
+        if mapped:
+            with mapped_roots.mounted(mount, self._remap) as tree, owned_fd(os.open(pin, _PLACE)) as place:
+                mounts.attach(tree, place)
+        elif mount.type == "bind":
             with owned_fd(mounts.clone_tree(mount.source)) as tree, owned_fd(os.open(pin, _PLACE)) as place:
                 mounts.attach(tree, place)
         else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dray.api.models import RestartPolicy
+from dray.api.models import ContainerConfig, RestartPolicy
+from dray.base.errors import InvalidParameter
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 60.0
@@ -24,6 +25,17 @@ class BackOff:
         else:
             self.delay = min(self.delay * 2, LONGEST_DELAY)
         return self.delay
+
+
+UNHEALTHY_LABEL = "dray.restart-unhealthy"
+
+
+def restarts_unhealthy(config: ContainerConfig) -> bool:
+    """Tell whether a container asked, by its label, to be restarted when its health check finds it unhealthy."""
+    value = (config.labels or {}).get(UNHEALTHY_LABEL, "false")
+    if value not in ("true", "false"):
+        raise InvalidParameter(f"invalid label {UNHEALTHY_LABEL}={value}: use true or false")
+    return value == "true"
 
 
 def should_restart(

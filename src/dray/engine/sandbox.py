@@ -11,6 +11,7 @@ import ipaddress
 from dray.api import models as api
 from dray.base.errors import InvalidParameter
 from dray.engine.model import ContainerRecord
+from dray.engine.remap import UserNamespace
 from dray.network.model import EndpointAsk, PortAsk, SandboxAsk
 
 PROTOCOLS = ("tcp", "udp", "sctp")
@@ -72,8 +73,8 @@ def endpoint_ask(network: str, settings: api.EndpointSettings | None) -> Endpoin
     )
 
 
-def sandbox_ask(record: ContainerRecord) -> SandboxAsk:
-    """Return what a container wants of the network."""
+def sandbox_ask(record: ContainerRecord, user: UserNamespace | None = None) -> SandboxAsk:
+    """Return what a container wants of the network; `user` is the namespace its sandbox is to belong to."""
     host, config = record.host_config, record.config
     mode = "none" if config.network_disabled else host.network_mode
     asked = (record.networking.endpoints_config if record.networking else None) or {}
@@ -86,4 +87,6 @@ def sandbox_ask(record: ContainerRecord) -> SandboxAsk:
         ports=port_asks(host),
         publish_all=host.publish_all_ports,
         exposed=[parse_port(port) for port in config.exposed_ports or {}],
+        mapped=user is not None,
+        user_path="" if user is None else user.path,
     )

@@ -16,11 +16,11 @@ def path(run_dir: str) -> str:
     return f"{run_dir}/shm"
 
 
-def mount(run_dir: str, size: int) -> None:
-    """Mount it, `size` bytes large."""
+def mount(run_dir: str, size: int, owner: tuple[int, int] = (0, 0)) -> None:
+    """Mount it, `size` bytes large; it is the root's of the container, who is `owner` on the host."""
     os.mkdir(path(run_dir), 0o700)
     flags = libc.MS_NOSUID | libc.MS_NOEXEC | libc.MS_NODEV
-    libc.mount("shm", path(run_dir), "tmpfs", flags, f"mode=1777,size={size}")
+    libc.mount("shm", path(run_dir), "tmpfs", flags, f"mode=1777,size={size},uid={owner[0]},gid={owner[1]}")
 
 
 def unmount(run_dir: str) -> None:

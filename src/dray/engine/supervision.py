@@ -171,10 +171,10 @@ class Supervisor:
         for container in self._registry:
             state = container.state
             if state.running:
-                self._health.start(container)
+                self._health.start(container, found=True)
             elif state.status == "removing":
                 await self._finish_removal(container)
-            elif container.record.host_config.auto_remove and state.started_at != 0:
+            elif container.record.host_config.auto_remove and state.started_at and not container.record.resume:
                 with contextlib.suppress(DrayError):
                     await self._lifecycle.remove(container)
             elif self._wants_start(container):
@@ -193,7 +193,7 @@ class Supervisor:
         record, state = container.record, container.state
         if container.restart_timer is not None or state.started_at == 0:
             return False
-        if state.status == "restarting":
+        if state.status == "restarting" or record.resume:
             return True
         return state.status == "exited" and restart.should_restart(
             record.host_config.restart_policy,

@@ -45,6 +45,7 @@ class Settings:
     min_api_version: str
     security_options: list[str] = field(default_factory=list)
     authorization: list[str] = field(default_factory=list)
+    cdi_spec_dirs: list[str] = field(default_factory=list)
     address_pools: list[tuple[str, int]] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
     insecure_networks: list[str] = field(default_factory=list)
@@ -75,14 +76,14 @@ class System:
         self._images = images
         self._plugins = plugins
         self._volumes = volumes
-        self._settings = settings
+        self.settings = settings
         self._registries = registries
         self._limits = limits
         self._listeners = listeners
 
     def ping(self) -> PingStatus:
         """Return what `_ping` tells: the classic builder is what clients are to use."""
-        return PingStatus(builder_version="1", swarm="inactive", experimental=self._settings.experimental)
+        return PingStatus(builder_version="1", swarm="inactive", experimental=self.settings.experimental)
 
     async def version(self) -> api.SystemVersion:
         """Name the engine's version and its parts'."""
@@ -91,9 +92,9 @@ class System:
         details = {
             "ApiVersion": newest,
             "Arch": architecture,
-            "Experimental": "true" if self._settings.experimental else "false",
+            "Experimental": "true" if self.settings.experimental else "false",
             "KernelVersion": kernel,
-            "MinAPIVersion": self._settings.min_api_version,
+            "MinAPIVersion": self.settings.min_api_version,
             "Os": "linux",
             "Python": platform.python_version(),
         }
@@ -102,16 +103,16 @@ class System:
             components=[api.ComponentVersion(name="Engine", version=__version__, details=details)],
             version=__version__,
             api_version=newest,
-            min_api_version=self._settings.min_api_version,
+            min_api_version=self.settings.min_api_version,
             os="linux",
             arch=architecture,
             kernel_version=kernel,
-            experimental=self._settings.experimental,
+            experimental=self.settings.experimental,
         )
 
     async def info(self) -> api.SystemInfo:
         """Describe the engine and its host."""
-        settings, release = self._settings, host.os_release()
+        settings, release = self.settings, host.os_release()
         states = [container.state.status for container in self._registry]
         running, paused = states.count("running"), states.count("paused")
         limits = self._limits
@@ -178,6 +179,8 @@ class System:
             default_address_pools=[api.AddressPool(base=base, size=size) for base, size in settings.address_pools],
             firewall_backend=api.FirewallInfo(driver="nftables"),
             warnings=_warnings(limits),
+            cdi_spec_dirs=settings.cdi_spec_dirs,
+            discovered_devices=await asyncio.to_thread(_devices, settings.cdi_spec_dirs),
         )
 
     async def disk_usage(self, *, types: tuple[str, ...], verbose: bool) -> api.DiskUsage:
@@ -206,6 +209,15 @@ class System:
         given = remote.credentials(auth)
         status, token = await asyncio.to_thread(self._registries.login, auth.serveraddress, given)
         return api.AuthResponse(status=status, identity_token=token)
+
+
+def _devices(directories: list[str]) -> list[api.DeviceInfo]:
+    """Return the devices that CDI specs name."""
+    if not any(os.path.isdir(directory) for directory in directories):
+        return []
+    from dray.engine import cdi
+
+    return [api.DeviceInfo(source="cdi", id=name) for name in sorted(cdi.read(directories).devices)]
 
 
 def _warnings(limits: Capabilities) -> list[str] | None:

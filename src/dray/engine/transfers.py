@@ -13,14 +13,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import Download, ImportOptions, Progress, ProgressStream, Upload
 from dray.base import reference
 from dray.base.errors import Forbidden, InvalidParameter, Unauthorized
-from dray.engine import remote
+from dray.engine import fetch, remote
 from dray.engine.bodies import read_body, stream_of
 from dray.engine.images import parse_platform
 from dray.engine.remote import credentials
@@ -50,6 +50,12 @@ class Transfers:
         self._downloads = Downloads(images.content, concurrency=downloads, attempts=download_attempts)
         self._uploads = Uploads(uploads)
         self._expiry: asyncio.TimerHandle | None = None
+
+    def set_limits(self, *, downloads: int, uploads: int, download_attempts: int) -> None:
+        """Use other limits from now on; pushes that go on keep theirs."""
+        self._downloads.set_limits(concurrency=downloads, attempts=download_attempts)
+        if uploads != self._uploads.concurrency:
+            self._uploads = Uploads(uploads)
 
     async def pull(
         self, image: str, tag: str, *, platform: str, auth: api.AuthConfig | None, meta: Mapping[str, str]
@@ -102,15 +108,14 @@ class Transfers:
 
     async def import_(self, options: ImportOptions, content: Upload) -> ProgressStream:
         """Make an image of a root file system's tar stream."""
-        if options.source != "-":
-            raise InvalidParameter(
-                f"cannot import from {options.source}: send the tar itself (`docker import - …`)"
-            )
         target = None
         if options.repo:
             parsed = reference.parse(options.repo)
+            if parsed.digest is not None:
+                raise InvalidParameter("cannot import digest reference")
             target = (parsed.with_tag(options.tag) if options.tag else parsed.tagged()).canonical
         platform = parse_platform(options.platform)
+        remote_file = None if options.source == "-" else fetch.clean_url(options.source)
 
         def work(stream: BinaryIO, report: Report) -> None:
             image = transfer.import_image(
@@ -118,13 +123,22 @@ class Transfers:
                 stream,
                 reference=target,
                 message=options.message,
+                source=fetch.shown(remote_file) if remote_file else "-",
                 changes=options.changes,
                 platform=platform,
                 progress=report,
             )
             report({"status": image.id})
 
-        async for message in _in_thread(work, content):
+        def download(report: Report, cancel: Cancellation) -> None:
+            assert remote_file is not None
+            with fetch.open_url(remote_file, self._registries.proxies) as stream:
+                cancel.breaks(stream.shutdown)
+                report({"status": f"Downloading from {fetch.shown(remote_file)}"})
+                work(cast("BinaryIO", stream), report)
+
+        messages = _in_thread(work, content) if remote_file is None else _cancellable(download)
+        async for message in messages:
             yield message
 
     async def load(self, content: Upload, *, quiet: bool, platforms: tuple[str, ...]) -> ProgressStream:

@@ -126,6 +126,8 @@ _OLD = {
     "pivot_root": (155, 41),
     "unshare": (272, 97),
     "setns": (308, 268),
+    "setfsuid": (122, 151),
+    "setfsgid": (123, 152),
     "prctl": (157, 167),
     "rt_sigaction": (13, 134),
     "capget": (125, 90),

@@ -67,10 +67,17 @@ def drop(capabilities: Capabilities, identity: Identity, *, keep_admin: bool) ->
     """Become `identity` with `capabilities`; with `keep_admin`, CAP_SYS_ADMIN stays permitted until `seal`."""
     _drop_bounding(capabilities.bounding)
     libc.prctl(libc.PR_SET_KEEPCAPS, 1)
-    if identity.groups or os.getgroups():
-        os.setgroups(identity.groups)
-    os.setresgid(identity.gid, identity.gid, identity.gid)
-    os.setresuid(identity.uid, identity.uid, identity.uid)
+    try:
+        if identity.groups or os.getgroups():
+            os.setgroups(identity.groups)
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        ids = f"user {identity.uid}, group {identity.gid}" + "".join(f", {group}" for group in identity.groups)
+        reason = f"the user namespace of the container does not have all of its user and groups ({ids})"
+        raise OSError(errno.EINVAL, reason) from error
     libc.prctl(libc.PR_SET_KEEPCAPS, 0)
     permitted = capabilities.permitted | (SYS_ADMIN if keep_admin else 0)
     libc.capset(capabilities.effective, permitted, capabilities.inheritable)
@@ -104,15 +111,23 @@ def _drop_bounding(keep: int) -> None:
             raise
 
 
+_LOCKS = 10  # RLIMIT_LOCKS of asm-generic/resource.h, which Python does not name; Linux keeps and ignores it
+
+
+def _number(name: str) -> int:
+    number = _LOCKS if name == "RLIMIT_LOCKS" else getattr(resource, name, None)
+    if number is None:
+        raise OSError(errno.EINVAL, "prlimit: no such limit", name)
+    return int(number)
+
+
 def set_rlimit(pid: int, name: str, soft: int, hard: int) -> None:
     """prlimit(2); `name` is RLIMIT_*, -1 is unlimited. OSError(EPERM) names the ulimit.
 
     Without CAP_SYS_RESOURCE nobody may set another user's limits: one that is merely lowered is left to
     `lower_rlimit`.
     """
-    number = getattr(resource, name, None)
-    if number is None:
-        raise OSError(errno.EINVAL, "prlimit: no such limit", name)
+    number = _number(name)
     try:
         resource.prlimit(pid, number, (_limit(soft), _limit(hard)))
     except PermissionError as error:
@@ -131,7 +146,7 @@ def set_rlimit(pid: int, name: str, soft: int, hard: int) -> None:
 
 def lower_rlimit(name: str, soft: int, hard: int) -> None:
     """Set a limit of the calling process, unless it is set already."""
-    number, wanted = getattr(resource, name), (_limit(soft), _limit(hard))
+    number, wanted = _number(name), (_limit(soft), _limit(hard))
     if resource.getrlimit(number) != wanted:
         resource.setrlimit(number, wanted)
 

@@ -6,6 +6,7 @@ addressed by a descriptor (quotactl_fd(2), Linux 5.14), so no block device is ne
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -26,6 +27,8 @@ _ENFORCED = 1 << 5  # linux/dqblk_xfs.h FS_QUOTA_PDQ_ENFD
 _DISK_QUOTA = struct.Struct("=bbHIQQQQQQiiHHbbbbQQQiHh8s")  # linux/dqblk_xfs.h struct fs_disk_quota
 _SOFT, _HARD = 1 << 2, 1 << 3
 _FIRST = 1 << 30  # project ids from here on are ours; administrators number theirs from 1
+_SPAN = 1 << 29
+CONTAINERS = _FIRST + _SPAN  # the first of containers' own; those below are volumes'
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -64,9 +67,9 @@ def project_of(path: str | os.PathLike[str]) -> int:
         return 0  # a file system without projects, or something mounted there
 
 
-def free_project(taken: Collection[int]) -> int:
-    """Return a project id that none of ours has."""
-    return max([_FIRST - 1, *(one for one in taken if one >= _FIRST)]) + 1
+def free_project(taken: Collection[int], *, first: int = _FIRST) -> int:
+    """Return a project id that none of ours has. Who numbers apart from others on one file system has a `first`."""
+    return max([first - 1, *(one for one in taken if first <= one < first + _SPAN)]) + 1
 
 
 def limit(path: str | os.PathLike[str], project: int, size: int) -> None:
@@ -85,6 +88,12 @@ def unlimit(path: str | os.PathLike[str]) -> None:
     if project >= _FIRST:
         with owned_fd(_open(path)) as fd:
             _set(fd, project, 0)
+
+
+def unlimit_quietly(path: str | os.PathLike[str]) -> None:
+    """The same where there may be no limit, no directory or no quota any more."""
+    with contextlib.suppress(OSError):
+        unlimit(path)
 
 
 def _set(fd: int, project: int, size: int) -> None:

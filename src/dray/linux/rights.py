@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from dray.linux.abi import KEYCTL_JOIN_SESSION_KEYRING
 from dray.linux.syscall import INT, LONG, POINTER, STR, UINT, ULONG, Buffer, checked, declare
@@ -21,6 +23,8 @@ __all__ = [
     "sched_setattr",
     "seccomp",
     "set_mempolicy",
+    "setfsgid",
+    "setfsuid",
 ]
 
 _capget = declare("capget", POINTER, POINTER)
@@ -33,6 +37,9 @@ _personality = declare("personality", ULONG)
 _ioprio_set = declare("ioprio_set", INT, INT, INT)
 _sched_setattr = declare("sched_setattr", INT, POINTER, UINT)
 _set_mempolicy = declare("set_mempolicy", INT, POINTER, ULONG)
+
+_setfsuid = declare("setfsuid", UINT)
+_setfsgid = declare("setfsgid", UINT)
 
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -96,3 +103,20 @@ def set_mempolicy(mode: int, nodes: Collection[int], most: int) -> None:
     """set_mempolicy(2); `most` is the size of the node mask in bits, a multiple of 64."""
     mask = sum(1 << node for node in nodes).to_bytes(most // 8, "little")
     checked(_set_mempolicy(mode, mask if nodes else None, most if nodes else 0), "set_mempolicy")
+
+
+def setfsuid(uid: int) -> int:
+    """setfsuid(2) for the calling thread: returns the id of before; PermissionError if it did not take."""
+    return _set_fs_id(_setfsuid, uid, "setfsuid")
+
+
+def setfsgid(gid: int) -> int:
+    """setfsgid(2), see `setfsuid`."""
+    return _set_fs_id(_setfsgid, gid, "setfsgid")
+
+
+def _set_fs_id(call: Callable[[int], int], number: int, name: str) -> int:
+    before = call(number)
+    if call(number) != number:  # the call tells no error
+        raise PermissionError(errno.EPERM, f"{name}: {os.strerror(errno.EPERM)}")
+    return before

@@ -18,8 +18,8 @@ from dray.network.model import Endpoint
 _LARGEST = 1 << 20  # bytes of a file that a container may have written to
 
 
-def write(directory: str, files: dict[str, str]) -> None:
-    """Write a container's files anew, for its start."""
+def write(directory: str, files: dict[str, str], owner: tuple[int, int] = (0, 0)) -> None:
+    """Write a container's files anew, for its start; they are its root's, who is `owner` on the host."""
     resolv_conf = files.get("resolv.conf")
     if resolv_conf is not None:
         files = files | {"resolv.conf.hash": _digest(_encode(resolv_conf))}
@@ -27,6 +27,7 @@ def write(directory: str, files: dict[str, str]) -> None:
         fd = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(fd, 0o644)
+            os.fchown(fd, *owner)
             _put(fd, _encode(text))
         finally:
             os.close(fd)

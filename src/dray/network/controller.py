@@ -42,7 +42,7 @@ from dray.network.peers import PeerFollower
 from dray.network.plugged import Plugged, sandbox_path
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
-from dray.network.sandbox import NamespacePool
+from dray.network.sandbox import Sandboxes
 from dray.network.wiring import Wiring
 from dray.plugins.registry import Plugins
 
@@ -85,7 +85,7 @@ class Controller:
             undo.pop_all()
         self._publisher = Publisher(config, self._firewall, HostPorts(), self._host, self._network)
         self._wiring = Wiring(self._host, self._publisher, self._network, self._networks.driver)
-        self._pool = NamespacePool(namespaces)
+        self._pool = Sandboxes(namespaces, config.user_maps)
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
@@ -284,21 +284,21 @@ class Controller:
                 built = self._build(container_id, ask, planned, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in built}
             return Attachment(endpoints=built)
-        namespace = await self._pool.take()
+        namespace = await self._pool.take(ask)
         with ExitStack() as undo:
             undo.callback(namespace.close)
             built = self._build(container_id, ask, planned, undo)
             made = self._wiring.wire(ask, built, namespace, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
             undo.pop_all()
-        made.netns = namespace.detach()
+        made.netns, made.userns = namespace.detach()
         return made
 
     async def _attach_with_plugins(
         self, container_id: str, ask: SandboxAsk, planned: Sequence[tuple[Network, EndpointAsk]]
     ) -> Attachment:
         await self._plugged.settled(container_id)
-        namespace = await self._pool.take()
+        namespace = await self._pool.take(ask)
         with ExitStack() as undo:
             undo.callback(namespace.close)
             async with self._plugged.joining(sandbox_path(namespace.netns)) as joining:
@@ -312,7 +312,7 @@ class Controller:
                 undo.callback(self._endpoints.pop, container_id, None)
                 await self._plugged.route(made.endpoints)
             undo.pop_all()
-        made.netns = namespace.detach()
+        made.netns, made.userns = namespace.detach()
         return made
 
     async def detach(self, container_id: str, held: Sequence[Endpoint]) -> None:

@@ -188,6 +188,8 @@ class SandboxAsk(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: what is asked of particular networks; one that names `mode`'s network refines it, others are joined
         besides, in this order
     exposed: (protocol, port) that `publish_all` publishes on any host port
+    mapped: the sandbox belongs to a new user namespace, of the maps that the daemon is configured with
+    user_path: it belongs to the user namespace at this path
     """
 
     mode: str = ""
@@ -197,6 +199,8 @@ class SandboxAsk(msgspec.Struct, frozen=True, kw_only=True):
     ports: list[PortAsk] = []
     publish_all: bool = False
     exposed: list[tuple[str, int]] = []
+    mapped: bool = False
+    user_path: str = ""
 
 
 @dataclass(slots=True)
@@ -204,6 +208,7 @@ class Attachment:
     """A finished sandbox, owned by the caller: `close` it once the task holds its own descriptors.
 
     netns: the namespace's descriptor; None when the container uses the host's or another container's
+    userns: that of the user namespace it belongs to, if not the host's
     endpoints: to be stored in the container's record
     hold_fds: sockets that reserve the published host ports while the container lives
     forwards: (protocol, index into hold_fds, container address, container port): published where the kernel's
@@ -213,6 +218,7 @@ class Attachment:
     """
 
     netns: int | None = None
+    userns: int | None = None
     endpoints: list[Endpoint] = field(default_factory=list)
     hold_fds: list[int] = field(default_factory=list)
     forwards: list[tuple[str, int, str, int]] = field(default_factory=list)
@@ -223,6 +229,9 @@ class Attachment:
         if self.netns is not None:
             os.close(self.netns)
             self.netns = None
+        if self.userns is not None:
+            os.close(self.userns)
+            self.userns = None
         while self.hold_fds:
             os.close(self.hold_fds.pop())
 
@@ -241,6 +250,7 @@ class NetworkConfig:
     default_network_opts: driver → options of new networks
     allow_direct_routing: published ports may be reached by the containers' own addresses from outside
     accept_fwmark: (value, mask) of packet marks that pass into every bridge
+    user_maps: texts of uid_map and gid_map of the user namespaces that sandboxes belong to; None: the host's
     respect_host_firewall: the host's own INPUT rules hold for published ports
     host_gateway_ips: what `host-gateway` stands for in --add-host; empty: the default bridge's addresses
     """
@@ -270,6 +280,7 @@ class NetworkConfig:
     allow_direct_routing: bool = False
     accept_fwmark: tuple[int, int] | None = None
     respect_host_firewall: bool = False
+    user_maps: tuple[str, str] | None = None
 
     @property
     def table_name(self) -> str:
@@ -312,6 +323,12 @@ class NamespaceSource(Protocol):
 
     async def new_network_namespace(self) -> tuple[int, int]:
         """Return (namespace descriptor, NETLINK_ROUTE socket opened inside it), owned by the caller."""
+
+    async def new_mapped_network_namespace(self, maps: tuple[str, str]) -> tuple[int, int, int]:
+        """Return the same and the descriptor of a new user namespace that owns it (uid_map, gid_map)."""
+
+    async def new_network_namespace_in(self, user: int) -> tuple[int, int]:
+        """Return the same as `new_network_namespace`, owned by an existing user namespace."""
 
 
 def parse_flag(text: str, default: bool) -> bool:

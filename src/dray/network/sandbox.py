@@ -17,11 +17,11 @@ from typing import TypeVar
 
 from dray.base import files
 from dray.base.errors import DrayError, Internal, NotFound
-from dray.linux import libc, links, routes
+from dray.linux import libc, links, namespaces, routes
 from dray.linux.links import Links
 from dray.linux.netlink import Request
 from dray.network import bandwidth
-from dray.network.model import Endpoint, NamespaceSource
+from dray.network.model import Endpoint, NamespaceSource, SandboxAsk
 
 T = TypeVar("T")
 
@@ -31,31 +31,41 @@ _IDLE_SECONDS = 0.05
 
 
 class Namespace:
-    """A network namespace and an rtnetlink socket inside it; owns both descriptors."""
+    """A network namespace and an rtnetlink socket inside it; owns both descriptors, and that of the user namespace
+    to which it belongs if that is not the host's."""
 
-    def __init__(self, netns: int, inside: Links) -> None:
+    def __init__(self, netns: int, inside: Links, user: int = -1) -> None:
         self.netns = netns
         self.inside = inside
+        self.user = user
 
-    def detach(self) -> int:
-        """Close the socket and give the namespace's descriptor to the caller."""
+    def detach(self) -> tuple[int, int | None]:
+        """Close the socket and give the namespace's descriptor, and the user namespace's, to the caller."""
         self.inside.close()
         netns, self.netns = self.netns, -1
-        return netns
+        user, self.user = self.user, -1
+        return netns, user if user >= 0 else None
 
     def close(self) -> None:
-        """Close both descriptors."""
+        """Close all descriptors."""
         if self.netns >= 0:
             self.inside.close()
             os.close(self.netns)
             self.netns = -1
+        if self.user >= 0:
+            os.close(self.user)
+            self.user = -1
 
 
 class NamespacePool:
-    """A few empty namespaces made while nothing else is to do."""
+    """A few empty namespaces made while nothing else is to do.
 
-    def __init__(self, source: NamespaceSource, size: int = 4) -> None:
+    maps: each belongs to a user namespace of its own with these maps
+    """
+
+    def __init__(self, source: NamespaceSource, size: int = 4, *, maps: tuple[str, str] | None = None) -> None:
         self._source = source
+        self._maps = maps
         self._size = size
         self._ready: deque[Namespace] = deque()
         self._filling: asyncio.Task[None] | None = None
@@ -100,8 +110,49 @@ class NamespacePool:
             self._filling = None
 
     async def _make(self) -> Namespace:
-        netns, sock = await self._source.new_network_namespace()
-        return Namespace(netns, Links.adopt(sock))
+        if self._maps is None:
+            netns, sock = await self._source.new_network_namespace()
+            return Namespace(netns, Links.adopt(sock))
+        netns, sock, user = await self._source.new_mapped_network_namespace(self._maps)
+        return Namespace(netns, Links.adopt(sock), user)
+
+
+class Sandboxes:
+    """Where sandboxes come from: pools of those that most containers want, and the others made to measure."""
+
+    def __init__(self, source: NamespaceSource, maps: tuple[str, str] | None) -> None:
+        self._source = source
+        self._pool = NamespacePool(source, maps=maps)
+        # Beside mapped ones, those of the host's user namespace are the exception: made when they are wanted.
+        self._unmapped = NamespacePool(source, 0) if maps else self._pool
+
+    async def take(self, ask: SandboxAsk) -> Namespace:
+        """Return an empty namespace that belongs to the user namespace that is asked for."""
+        if ask.user_path:
+            return await _belonging_to(self._source, ask.user_path)
+        return await (self._pool if ask.mapped else self._unmapped).take()
+
+    def fill(self) -> None:
+        """See `NamespacePool.fill`."""
+        self._pool.fill()
+
+    async def close(self) -> None:
+        """See `NamespacePool.close`."""
+        await self._pool.close()
+
+
+async def _belonging_to(source: NamespaceSource, path: str) -> Namespace:
+    """Return an empty namespace that belongs to the user namespace at `path`; NotFound if that is gone."""
+    try:
+        user = namespaces.open_path(path)
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotFound(f"the container whose user namespace is to be joined is gone ({path})") from None
+    try:
+        netns, sock = await source.new_network_namespace_in(user)
+    except BaseException:
+        os.close(user)
+        raise
+    return Namespace(netns, Links.adopt(sock), user)
 
 
 def wire(inside: Links, endpoints: Sequence[Endpoint], *, fresh: bool = True) -> None:

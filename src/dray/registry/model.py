@@ -18,6 +18,7 @@ from typing import Protocol
 from dray.base.errors import Unavailable
 from dray.base.reference import Reference
 from dray.oci.image import Descriptor
+from dray.registry.proxies import Proxies
 
 
 class Unreachable(Unavailable):
@@ -118,3 +119,7 @@ class Registries(Protocol):
 
     def search(self, term: str, *, limit: int, auth: Credentials = ANONYMOUS) -> list[dict[str, object]]:
         """Search a registry (`GET /v1/search`), results as the registry gave them."""
+
+    @property
+    def proxies(self) -> Proxies:
+        """The proxies of the daemon's requests."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dray.base.reference import Reference
 from dray.registry.model import ANONYMOUS, Credentials, Repository
+from dray.registry.proxies import Proxies
 from dray.registry.settings import RegistrySettings
 
 
@@ -30,3 +31,8 @@ class RemoteRegistries:
         from dray.registry.accounts import search
 
         return search(self.settings, term, limit=limit, auth=auth)
+
+    @property
+    def proxies(self) -> Proxies:
+        """The proxies of the daemon's requests."""
+        return self.settings.proxies

@@ -14,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dray.base.errors import Internal
-from dray.linux import cgroups, libc, namespaces, processes
+from dray.base.errors import Internal, Unsupported
+from dray.linux import cgroups, libc, mappedroots, namespaces, processes
+from dray.linux.cgroups import delegation
 from dray.runtime import document, idmaps, init, state, validate
 from dray.runtime.handshake import Channel, Mapped, Message, Prepared, Proceed, Ready, Staged
 from dray.runtime.hooks import hooks_of, run_hooks
-from dray.runtime.model import CreateRequest
+from dray.runtime.model import CreateRequest, Mount
+from dray.runtime.operations import ROOT
 from dray.runtime.program import limits_of, set_limits
 from dray.runtime.state import Container, Saved
 from dray.runtime.validate import Namespaces
@@ -115,19 +117,54 @@ class Creation:
             if self.directory is not None:
                 listener = scope.enter_context(state.listen(self.directory))
                 starts = listener.fileno()
-            order = replace(order, starts=starts, trees=self._trees(scope))
+            order = replace(order, starts=starts, trees=self._trees(order, spaces, scope))
             self._clone(order, spaces, scope, theirs)
             theirs.close()
             return self._lead(order, spaces)
 
-    def _trees(self, scope: contextlib.ExitStack) -> dict[int, int]:
-        """Make the id-mapped mounts, which init could not; nearly no spec has any."""
-        if not idmaps.wanted(self.request.spec):
-            return {}
-        trees = idmaps.trees(self.request.spec)
-        for tree in trees.values():
-            scope.callback(os.close, tree)
+    def _trees(self, order: init.Order, spaces: Namespaces, scope: contextlib.ExitStack) -> dict[int, int]:
+        """Make the mounts that init could not: those with mapped ids, and in a user namespace what lies where its
+        root may not look."""
+        trees: dict[int, int] = {}
+
+        def own(made: dict[int, int]) -> None:
+            for tree in made.values():
+                scope.callback(os.close, tree)
+            trees.update(made)
+
+        if idmaps.wanted(self.request.spec):
+            own(idmaps.trees(self.request.spec))
+        if order.user_namespace:
+            own(idmaps.binds(self.request.spec))
+        layers = self.request.rootfs
+        if len(layers) == 1 and {"idmap", "ridmap"}.intersection(layers[0].options):
+            own({ROOT: self._mapped_root(layers[0], spaces)})
         return trees
+
+    def _owner(self) -> tuple[int, int]:
+        """Return who the root of the user namespace is outside."""
+        uid, gid = (
+            next((int(m["hostID"]) for m in self.linux.get(name) or () if not m.get("containerID")), 0)
+            for name in ("uidMappings", "gidMappings")
+        )
+        return uid, gid
+
+    def _mapped_root(self, layer: Mount, spaces: Namespaces) -> int:
+        if "user" in spaces.descriptors:
+            user = os.dup(spaces.descriptors["user"])
+        elif "user" in spaces.paths:
+            user = namespaces.open_path(spaces.paths["user"])
+        else:
+            user = idmaps.namespace_of(self.linux)
+        try:
+            return mappedroots.tree(layer.type, layer.source, layer.options, user, self._owner())
+        except OSError as error:
+            raise Unsupported(
+                f"the layers cannot be shown with mapped ids here ({error.strerror}): this needs Linux 5.19 and a data "
+                "root on a file system such as ext4, xfs or btrfs; or run the container with --userns=host"
+            ) from error
+        finally:
+            os.close(user)
 
     def _move_devices(self, spaces: Namespaces) -> None:
         from dray.runtime import netdevices  # links and addresses: nearly no container wants it
@@ -164,7 +201,7 @@ class Creation:
         alone = cgroups.layout.current().version == 1 and not order.user_namespace
         cgroup_fd = None
         if not alone:
-            self._make_cgroup()
+            self._make_cgroup(order)
             cgroup_fd = order.cgroup.clone_fd()
             if cgroup_fd is not None:
                 scope.callback(os.close, cgroup_fd)
@@ -199,11 +236,14 @@ class Creation:
             with contextlib.suppress(OSError):
                 cgroup.delete()
 
-    def _make_cgroup(self) -> None:
+    def _make_cgroup(self, order: init.Order) -> None:
         path, resources = self.linux.get("cgroupsPath") or "", document.resources(self.request.spec)
         with as_errors("cgroup"):
             cgroup = cgroups.create(path, self.request.id, resources)
         self.undo.callback(_delete_cgroup, cgroup)
+        if order.user_namespace and "cgroup" in order.own and "" in cgroup.paths:
+            with as_errors("cgroup"):
+                delegation.delegate(cgroup.paths[""], self._owner())
 
     def _clone_staged(
         self, order: init.Order, flags: int, join: dict[str, int], theirs: Channel, cgroup_fd: int | None

@@ -7,12 +7,13 @@ user namespace that owns a file system may map its ids; init attaches them by de
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dray.base.errors import InvalidParameter, Unsupported
-from dray.linux import libc, mounts, namespaces
+from dray.linux import libc, mounts, usernamespaces
 from dray.runtime import document
 from dray.runtime.document import Document
 
@@ -92,17 +93,25 @@ def _namespace(uids: Sequence[Mapping[str, int]], gids: Sequence[Mapping[str, in
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidParameter(f"mounts: a mapping needs containerID, hostID and size ({error})") from None
-    waits, tells = os.pipe2(os.O_CLOEXEC)
-    pid, pidfd = libc.clone3(libc.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(tells)
-        os.read(waits, 1)
-        os._exit(0)
-    os.close(waits)
-    try:
-        namespaces.map_ids(pid, uid_map, gid_map)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(tells)
-        os.close(pidfd)
-        os.waitpid(pid, 0)
+    return usernamespaces.make(uid_map, gid_map)
+
+
+def namespace_of(linux: Mapping[str, Any]) -> int:
+    """Return the descriptor of a new user namespace with the maps of a spec's `linux`, to map mounts with."""
+    return _namespace(linux.get("uidMappings") or (), linux.get("gidMappings") or ())
+
+
+def binds(spec: Document) -> dict[int, int]:
+    """Return index in `mounts` → detached tree, owned by the caller, of the other bind mounts of a spec.
+
+    For a container in a user namespace: its root may not walk to where the sources are. One that cannot be had is
+    left out; init says why.
+    """
+    made: dict[int, int] = {}
+    for index, entry in enumerate(document.whole(spec)[0].get("mounts") or ()):
+        words = entry.get("options") or ()
+        if (entry.get("type") == "bind" or "bind" in words or "rbind" in words) and not _asks(entry):
+            recursive = "bind" not in words or "rbind" in words
+            with contextlib.suppress(OSError):
+                made[index] = mounts.clone_tree(str(entry.get("source") or ""), recursive=recursive)
+    return made

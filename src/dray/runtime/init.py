@@ -46,7 +46,7 @@ class Order:
     user_namespace: "" none, "new", "joined"
     join: name → descriptor of namespaces that init itself enters (mount last)
     starts: where Start comes from: the handshake's channel, or a listening socket that outlives the parent
-    trees: index in `mounts` → detached tree of an id-mapped mount
+    trees: index in `mounts`, or ROOT → detached tree that the parent has made
     pid_namespace: another container's, which init joins once it has the root; -1: none, or in a user namespace
     """
 

@@ -18,6 +18,8 @@ from dray.runtime.model import Mount
 from dray.runtime.served import DETACHED
 from dray.runtime.stage import Stage
 
+ROOT = -1  # key of the root's own tree among those that were made before (`Order.trees`)
+
 
 class Operation(Protocol):
     """One step of the plan."""
@@ -46,10 +48,15 @@ class Propagate:
 
 @dataclass(frozen=True, slots=True)
 class MountRoot:
-    """Mount the root file system at the root's path; without mounts, make the directory a mount of its own."""
+    """Mount the root file system at the root's path; without mounts, make the directory a mount of its own.
+
+    tree: its detached mount, when that was made before; it is attached over `/`, since a user namespace's root may
+        not walk to `path`
+    """
 
     path: str
     layers: tuple[Mount, ...]
+    tree: int = -1
 
     def describe(self) -> str:
         """Return the step as a line for people."""
@@ -57,6 +64,14 @@ class MountRoot:
 
     def execute(self, stage: Stage) -> None:
         """Mount, and leave the root's descriptor in the stage."""
+        if self.tree >= 0:
+            top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                mounts.attach(self.tree, top)
+            finally:
+                os.close(top)
+            stage.root = self.tree
+            return
         for entry in self.layers:
             target = self.path + ("/" + entry.target.strip("/") if entry.target.strip("/") else "")
             options = mounts.parse_options(entry.options)

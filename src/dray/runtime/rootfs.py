@@ -22,6 +22,7 @@ from dray.linux import libc, mounts
 from dray.runtime.devices import BindDevice, MakeDevices, devices_of
 from dray.runtime.model import Mount
 from dray.runtime.operations import (
+    ROOT,
     BindMount,
     JoinCgroup,
     MakeDirectory,
@@ -64,7 +65,7 @@ def plan(
     """Return the plan of a spec.
 
     root: absolute path where the root file system is, or is to be mounted by `root_mounts`
-    trees: index of a mount → its detached, id-mapped tree (`idmaps`)
+    trees: index of a mount, or ROOT → its detached tree, if that was made before (`idmaps`)
     Raises InvalidParameter for a mount without destination or an unknown propagation.
     """
     linux = spec.get("linux") or {}
@@ -77,7 +78,7 @@ def plan(
     # A shared root is asked for by its parent: mounts propagate as soon as they are made below it.
     inherited = propagation[0] | libc.MS_REC if propagation else libc.MS_SLAVE | libc.MS_REC
     lists.prepare.append(Propagate(inherited))
-    lists.prepare.append(MountRoot(root, tuple(root_mounts)))
+    lists.prepare.append(MountRoot(root, tuple(root_mounts), (trees or {}).get(ROOT, -1)))
     lists.prepare.append(JoinCgroup("cgroup" in own and not _joined(linux, "cgroup")))
     entries = spec.get("mounts") or []
     for index, entry in enumerate(entries):

@@ -23,6 +23,7 @@ from dray.api.requests import (
     Connection,
     CreateOptions,
     Download,
+    EditRequest,
     ImportOptions,
     LogOptions,
     PathStat,
@@ -327,9 +328,19 @@ class Authorization(Protocol):
         """Decide about its answer, before it is sent (a stream: after it has been)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Editing(Protocol):
+    """Changing containers that exist."""
+
+    async def edit(self, ref: str, request: EditRequest) -> list[str]:
+        """Change a container; return warnings."""
+
+
+@dataclass(slots=True, kw_only=True)
 class Backends:
-    """Everything behind the API. A part that is None answers 501, naming what is missing."""
+    """Everything behind the API. A part that is None answers 501, naming what is missing.
+
+    Fixed but for `authorization`, which follows a reload of the configuration.
+    """
 
     system: System
     containers: Containers | None = None
@@ -345,3 +356,4 @@ class Backends:
     volume_transfer: VolumeTransfer | None = None
     events: Events | None = None
     authorization: Authorization | None = None
+    editing: Editing | None = None

@@ -55,6 +55,7 @@ class Execs:
                 lambda stdio: runtime.exec(replace(order, stdio=stdio)),
                 stdin=attach is not None and attach.stdin,
                 output=attach is not None,
+                owner=task.owner,
             )
         except BaseException:
             process.close()

@@ -57,8 +57,9 @@ class TaskCreate(msgspec.Struct, frozen=True):
     """Everything a shim needs to run a container.
 
     Descriptors beside the message: those of `fds`, in its order, e.g. ["network", "hold", "hold", "log"…]:
-    `network` a namespace to join; `hold` a descriptor that is only kept open while the container lives (a port
+    `network`, `user` namespaces to join; `hold` a descriptor that is only kept open while the container lives (a port
     reservation; a network namespace).
+    owner: who the container's root is on the host (uid, gid): in a user namespace another than (0, 0)
     runtime: "" for the built-in one, else the path of an OCI runtime; runtime_args its global arguments.
     """
 
@@ -71,6 +72,7 @@ class TaskCreate(msgspec.Struct, frozen=True):
     stdin_once: bool = False
     console_size: tuple[int, int] | None = None
     log: LogSpec = LogSpec()
+    owner: tuple[int, int] = (0, 0)
     runtime: str = ""
     runtime_args: list[str] = []
     fds: list[str] = []

@@ -31,11 +31,19 @@ class Process:
         self.complete = False
         self._console = -1
 
-    def run(self, verb: Callable[[Stdio], Started], *, stdin: bool, output: bool) -> None:
-        """Make the pipes, call the runtime, close its ends of them."""
+    def run(
+        self, verb: Callable[[Stdio], Started], *, stdin: bool, output: bool, owner: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Make the pipes, call the runtime, close its ends of them.
+
+        owner: whose the pipes are, so that the container's root may open them (/dev/stdout) and give them on
+        """
         theirs: list[int] = []
         try:
             stdio = Stdio() if self.tty else self._pipes(theirs, stdin=stdin, output=output)
+            if owner != (0, 0):
+                for fd in theirs:
+                    os.fchown(fd, *owner)
             started = verb(stdio)
         finally:
             for fd in theirs:

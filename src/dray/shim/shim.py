@@ -225,11 +225,16 @@ class Shim:
             bundle=Path(task.run_dir),
             spec=self._config,
             rootfs=[Mount(m.type, m.source, tuple(m.options), m.target) for m in task.rootfs],
-            namespace_fds={"network": named["network"]} if "network" in named else {},
+            namespace_fds={kind: named[kind] for kind in ("network", "user") if kind in named},
             console_size=task.console_size,
         )
         self._config = b""
-        init.run(lambda stdio: runtime.create(replace(request, stdio=stdio)), stdin=task.open_stdin, output=True)
+        init.run(
+            lambda stdio: runtime.create(replace(request, stdio=stdio)),
+            stdin=task.open_stdin,
+            output=True,
+            owner=task.owner,
+        )
         if task.forwards:
             self._forward(task)
         # The program does not run yet, and nothing of its output is read before this request is handled.

@@ -68,12 +68,25 @@ class Zygote:
 
     async def new_network_namespace(self) -> tuple[int, int]:
         """Return (a new network namespace, a blocking NETLINK_ROUTE socket inside it); both are the caller's."""
-        message = await self._ask({"do": "network namespace"})
+        namespace, netlink = await self._networks({"do": "network namespace"}, 2)
+        return namespace, netlink
+
+    async def new_mapped_network_namespace(self, maps: tuple[str, str]) -> tuple[int, int, int]:
+        """Return the same and the new user namespace that owns it; `maps` are the texts of uid_map and gid_map."""
+        namespace, netlink, user = await self._networks({"do": "network namespace", "maps": maps}, 3)
+        return namespace, netlink, user
+
+    async def new_network_namespace_in(self, user: int) -> tuple[int, int]:
+        """Return the same as `new_network_namespace`, owned by an existing user namespace."""
+        namespace, netlink = await self._networks({"do": "network namespace"}, 2, (user,))
+        return namespace, netlink
+
+    async def _networks(self, request: dict[str, Any], count: int, fds: Sequence[int] = ()) -> list[int]:
+        message = await self._ask(request, fds)
         try:
-            namespace, netlink = message.take(2)
+            return message.take(count)
         finally:
             message.close()
-        return namespace, netlink
 
     async def warm(self, profile: dict[str, Any]) -> None:
         """Let the zygote compile a seccomp profile ahead of the containers that use it."""

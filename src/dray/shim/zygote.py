@@ -9,6 +9,8 @@ A request is one message whose first descriptor is the channel of its answer:
 
     {"do": "shim"}                                     the channel becomes the new shim's (see shim.shim)
     {"do": "network namespace"}                        answered {} with (namespace, NETLINK_ROUTE socket in it)
+    {"do": "network namespace", "maps": [uid, gid]}    the same in a new user namespace with these maps, answered with
+                                                       its descriptor besides; with one as second descriptor: in that
     {"do": "call", "function": "m:f", "arguments": …}  f(arguments, fds) of dray's module m, in a forked child,
                                                        answered with its result; the child ends with the call
 
@@ -35,7 +37,7 @@ from typing import Any
 import msgspec
 
 from dray.base.errors import DrayError, InvalidParameter
-from dray.linux import cgroups, libc, seccomp
+from dray.linux import cgroups, libc, seccomp, usernamespaces
 from dray.runtime.model import Runtime
 from dray.wire import rpc
 
@@ -44,6 +46,9 @@ DEFAULT_RUNTIMES = "dray.shim.runtimes:select"
 
 # Chooses the runtime of a task: (path of an OCI runtime or "", its global arguments, the task's run directory).
 RuntimeFactory = Callable[[str, Sequence[str], str], Runtime]
+
+# The texts of uid_map and gid_map of a user namespace to make; None: stay in the zygote's.
+Maps = tuple[str, str] | None
 
 _POOL_SIZE = 2
 _IDLE_MILLISECONDS = 20
@@ -102,7 +107,8 @@ class _Zygote:
     def __init__(self, channel: rpc.Channel, runtimes: RuntimeFactory) -> None:
         self._channel = channel
         self._runtimes = runtimes
-        self._pool: list[tuple[int, int]] = []  # namespaces made while idle, ready to be handed out
+        self._pool: list[tuple[int, ...]] = []  # namespaces made while idle, ready to be handed out
+        self._pool_maps: Maps = None  # what they are: those that were wanted last
         self._used_network = False
         self._own_network = -1
         self._spare: rpc.Channel | None = None  # a shim that waits for its container
@@ -122,7 +128,7 @@ class _Zygote:
                     if shim:
                         self._fork_spare()
                     else:
-                        self._pool.append(self._new_network())
+                        self._pool.append(self._new_network(self._pool_maps))
                 continue
             message = self._channel.receive()
             if message is None:
@@ -152,12 +158,11 @@ class _Zygote:
                     self._drop_spare()  # it does not know it
                     answer.send({"result": None})
                 case "network namespace":
-                    self._used_network = True
-                    pair = self._pool.pop() if self._pool else self._new_network()
+                    fds = self._take_network(request.get("maps"), message)
                     try:
-                        answer.send({"result": None}, pair)
+                        answer.send({"result": None}, fds)
                     finally:
-                        for fd in pair:
+                        for fd in fds:
                             os.close(fd)
                 case other:
                     raise InvalidParameter(f"the zygote does not know {other!r}")
@@ -175,9 +180,7 @@ class _Zygote:
         code = 1
         try:
             self._channel.close()
-            for pair in self._pool:
-                for fd in pair:
-                    os.close(fd)
+            self._drop_pool()
             if self._own_network >= 0:
                 os.close(self._own_network)
             self._drop_spare()
@@ -249,19 +252,59 @@ class _Zygote:
         with contextlib.suppress(OSError):  # nobody waits for it any more
             answer.send({"result": result})
 
-    def _new_network(self) -> tuple[int, int]:
-        """Return a new network namespace and a NETLINK_ROUTE socket inside it."""
-        if self._own_network < 0:
-            self._own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    def _take_network(self, asked: list[str] | None, message: rpc.Received) -> tuple[int, ...]:
+        maps = (asked[0], asked[1]) if asked else None
+        if message.fds:
+            [user] = message.take(1)
+            try:
+                return self._opened(usernamespaces.make_network_in(user))
+            finally:
+                os.close(user)
+        if maps != self._pool_maps:
+            self._drop_pool()
+            self._pool_maps = maps
+        self._used_network = True
+        return self._pool.pop() if self._pool else self._new_network(maps)
+
+    def _drop_pool(self) -> None:
+        while self._pool:
+            for fd in self._pool.pop():
+                os.close(fd)
+
+    def _new_network(self, maps: Maps) -> tuple[int, ...]:
+        """Return a new network namespace, a NETLINK_ROUTE socket inside it and, with maps, the user namespace that
+        owns it."""
+        if maps is not None:
+            user, namespace = usernamespaces.make_with_network(*maps, reap=False)
+            try:
+                return *self._opened(namespace), user
+            except BaseException:
+                os.close(user)
+                raise
+        self._remember_network()
         libc.unshare(libc.CLONE_NEWNET)
         try:
-            namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            return self._opened(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), inside=True)
+        finally:
+            libc.setns(self._own_network, libc.CLONE_NEWNET)
+
+    def _remember_network(self) -> None:
+        if self._own_network < 0:
+            self._own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _opened(self, namespace: int, *, inside: bool = False) -> tuple[int, int]:
+        """Return a network namespace's descriptor with a NETLINK_ROUTE socket of it; inside: we are in it."""
+        try:
+            if not inside:
+                self._remember_network()
+                libc.setns(namespace, libc.CLONE_NEWNET)
             try:
                 with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
                     netlink.bind((0, 0))
                     return namespace, netlink.detach()
-            except BaseException:
-                os.close(namespace)
-                raise
-        finally:
-            libc.setns(self._own_network, libc.CLONE_NEWNET)
+            finally:
+                if not inside:
+                    libc.setns(self._own_network, libc.CLONE_NEWNET)
+        except BaseException:
+            os.close(namespace)
+            raise

@@ -34,7 +34,7 @@ from typing import BinaryIO
 from dray.base import digest as digests
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.files import remove_tree, sync_directory, write_atomic
-from dray.store.partial import PART, Partial, Shelf
+from dray.store.partial import PART, Partial, Shelf, partial_size
 
 _CHUNK = 1 << 20
 STALE = 24 * 3600  # seconds that a broken-off transfer waits to be taken up again
@@ -220,6 +220,14 @@ class ContentStore:
             for entry in os.scandir(self._root / "blobs" / algorithm):
                 with contextlib.suppress(FileNotFoundError):
                     yield f"{algorithm}:{entry.name}", entry.stat().st_size
+
+    def incoming(self) -> int:
+        """Return the bytes that have arrived of blobs that are not whole yet (holes do not count)."""
+        total = 0
+        for folder in list(self._ingests.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                total += partial_size(folder)
+        return total
 
     # --- writing
 

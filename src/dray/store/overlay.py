@@ -27,7 +27,7 @@ from pathlib import Path
 
 from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.records import Records
-from dray.linux import libc
+from dray.linux import libc, privileges, quotas
 from dray.linux.trees import copy_xattrs, remove_path, tree_usage
 from dray.runtime.model import Mount
 from dray.store.layers.extract import Applied, NeedsLower
@@ -39,6 +39,7 @@ from dray.store.snapshots import Change, Info, LayerRecord, LayerSource, Progres
 
 _ROOT_MODE = 0o755  # of a file system that no layer says anything about, whatever the umask is
 _SPARES = 8
+_XFS = 0x58465342
 _MOST_LAYERS = (
     499  # the kernel stacks 500 directories (OVL_MAX_STACK); a look at a container needs one for its own
 )
@@ -54,6 +55,12 @@ def _fixed_options() -> tuple[str, ...]:
             if (_PARAMETERS / name).read_text().strip() == "Y":
                 options.append(f"{name}=off")
     return tuple(options)
+
+
+def _has_sys_resource() -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return bool(effective & privileges.mask(["CAP_SYS_RESOURCE"]))
 
 
 def probe(root: str | os.PathLike[str]) -> None:
@@ -216,6 +223,19 @@ class Overlay:
         record = self._ledger.snapshots.get(key) or self._ledger.layer(key)
         return self._root / record.folder / "diff"
 
+    def limit(self, key: str, size: int) -> None:
+        """Let an active snapshot that nothing has written to hold `size` bytes: a project quota on what overlayfs
+        writes to. Unsupported where the file system keeps to none. On ext4 a writer with CAP_SYS_RESOURCE is held by
+        no quota, and overlayfs writes with the rights of whoever mounted it: ours."""
+        bound = libc.statfs(self._root).type == _XFS or not _has_sys_resource()
+        if not bound or not quotas.is_enforced(self._root):
+            raise Unsupported("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
+        own = self.upper(key)
+        taken = {quotas.project_of(f"{self._root}/{one.folder}/diff") for one in self._ledger.snapshots.values()}
+        project = quotas.free_project(taken, first=quotas.CONTAINERS)
+        for path in (own, own.parent / "work"):  # one project: overlayfs renames from one to the other
+            quotas.limit(path, project, size)
+
     # --- layers
 
     def unpack(self, layers: Sequence[LayerSource], progress: Progress | None = None) -> None:
@@ -311,7 +331,9 @@ class Overlay:
 
     def remove(self, key: str) -> None:
         """See `Snapshots`."""
-        self._discard(self._ledger.drop(key))
+        folder = self._ledger.drop(key)
+        quotas.unlimit_quietly(f"{self._root}/{folder}/diff")
+        self._discard(folder)
 
     # --- what is there
 

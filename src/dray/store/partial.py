@@ -37,6 +37,16 @@ _READ = 1 << 20
 _NUMBER = struct.Struct("<Q")
 
 
+def partial_size(folder: Path) -> int:
+    """Return how many bytes an ingest holds; FileNotFoundError if there is none (any more), or only a bookmark."""
+    journal = folder / "parts"
+    if not journal.exists():
+        return (folder / "data").stat().st_size
+    data = journal.read_bytes()
+    numbers = [number for (number,) in _NUMBER.iter_unpack(data[: len(data) // _NUMBER.size * _NUMBER.size])]
+    return sum(numbers[2:])
+
+
 class WrongDigest(InvalidParameter):
     """The content is not what its digest says."""
 

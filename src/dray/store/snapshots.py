@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import msgspec
 
@@ -141,6 +141,14 @@ class Snapshots(Protocol):
 
     def list(self) -> list[Info]:
         """Return all snapshots."""
+
+
+@runtime_checkable
+class SizedSnapshots(Protocol):
+    """A storage driver that can limit what an active snapshot takes."""
+
+    def limit(self, key: str, size: int) -> None:
+        """Let a new active snapshot hold `size` bytes; Unsupported where the file system cannot."""
 
 
 def check_key(key: str) -> None:

@@ -100,9 +100,10 @@ def _quota(name: str, options: Mapping[str, str]) -> int:
 class Volumes:
     """All local volumes below `root`. Thread-safe; methods that touch files belong off the event loop."""
 
-    def __init__(self, root: str | os.PathLike[str], records: Records) -> None:
+    def __init__(self, root: str | os.PathLike[str], records: Records, *, owner: tuple[int, int] = (0, 0)) -> None:
         self._root = Path(root).absolute()
         self._records = records
+        self._owner = owner  # of new volumes: who the containers' root is on the host
         self._lock = threading.RLock()
         self._mounting: dict[str, threading.Lock] = {}  # a mount may hang: it holds up its own volume alone
         self._root.mkdir(mode=0o701, parents=True, exist_ok=True)
@@ -182,6 +183,7 @@ class Volumes:
         data.parent.mkdir(mode=0o701, exist_ok=True)
         data.mkdir(mode=_MODE, exist_ok=True)
         data.chmod(_MODE)
+        os.chown(data, *self._owner)
         if size := _quota(name, options):
             taken = {quotas.project_of(path) for path in self._root.glob("*/_data")}
             quotas.limit(data, quotas.free_project(taken), size)

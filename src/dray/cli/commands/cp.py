@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import os
 import posixpath
 import sys
 import tarfile
 
+from dray.base.errors import DrayError
 from dray.base.units import human_size
 from dray.cli.app import is_terminal
 from dray.cli.buildcontext import TarStream, tar_pieces
-from dray.cli.command import Command, Failure
+from dray.cli.command import MANY, Command, Failure
 from dray.cli.copyfiles import GO_DIR, GO_LINK, Unpacker, means_content, plan, source_entries, split_argument
 from dray.cli.flags import Flag
-from dray.client.errors import ApiError
+from dray.client.errors import ApiError, ConnectError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,21 +143,91 @@ def copy_in(app: App, values: Values, source: str, container: str, target: str) 
     return 0
 
 
+def _matches(app: App, container: str, pattern: str) -> list[str]:
+    """Return the paths in a container that a shell's pattern stands for; a path that exists as it is written is itself.
+
+    The API lists no directory: the names are read off the archive of the last directory before the first wildcard.
+    """
+    if not any(mark in pattern for mark in "*?["):
+        return [pattern]
+    with contextlib.suppress(ApiError):
+        app.client.containers.stat_path(container, pattern)
+        return [pattern]
+    parts = [part for part in pattern.split("/") if part]
+    first = next(index for index, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    folder, wanted = "/" + "/".join(parts[:first]), parts[first:]
+    response, _ = app.client.containers.get_archive(container, folder.rstrip("/") + "/.")
+    try:
+        with tarfile.open(fileobj=_Body(response), mode="r|") as archive:  # type: ignore[call-overload]
+            names = [member.name.removeprefix("./").strip("/").split("/") for member in archive]
+    finally:
+        response.close()
+    found = sorted("/".join([folder.rstrip("/"), *name]) for name in names if _fits(name, wanted))
+    if not found:
+        raise Failure(f"{container}:{pattern}: nothing there matches")
+    return found
+
+
+def _fits(name: list[str], wanted: list[str]) -> bool:
+    """Whether each part of a path fits its pattern; a leading dot wants to be written, as in a shell."""
+    return len(name) == len(wanted) and all(
+        fnmatch.fnmatchcase(part, pattern) and part.startswith(".") <= pattern.startswith(".")
+        for part, pattern in zip(name, wanted, strict=True)
+    )
+
+
+def _copy_several(app: App, values: Values, sources: list[tuple[str, str]], container: str, target: str) -> int:
+    """Copy more than one source, into a directory that exists; one that fails does not keep the others from it."""
+    if target == "-" or any(source == "-" for _, source in sources):
+        raise Failure("- stands for one archive: give one source alone")
+    if container:
+        _, stat = _stat_target(app, container, target)
+        is_dir = bool(stat and stat.get("mode", 0) & GO_DIR)
+    else:
+        is_dir = os.path.isdir(target)
+    if not is_dir:
+        raise Failure(
+            f'destination "{container + ":" if container else ""}{target}" must be a directory that exists'
+        )
+    errors = []
+    for origin, source in sources:
+        try:
+            if container:
+                copy_in(app, values, source, container, target)
+            else:
+                copy_out(app, values, origin, source, target)
+        except ConnectError:
+            raise
+        except DrayError as error:
+            errors.append(str(error))
+    if errors:
+        raise Failure("\n".join(errors))
+    return 0
+
+
 def run_cp(app: App, values: Values, arguments: list[str]) -> int:
     """Copy between a container and this host."""
-    if not arguments[0]:
+    if not all(arguments[:-1]):
         raise Failure("source can not be empty")
-    if not arguments[1]:
+    if not arguments[-1]:
         raise Failure("destination can not be empty")
-    from_container, source = split_argument(arguments[0])
-    to_container, target = split_argument(arguments[1])
-    if from_container and to_container:
+    given = [split_argument(text) for text in arguments[:-1]]
+    to_container, target = split_argument(arguments[-1])
+    if to_container and any(container for container, _ in given):
         raise Failure("copying between containers is not supported")
+    if not to_container and not all(container for container, _ in given):
+        raise Failure("must specify at least one container source")
+    sources = [
+        (container, path)
+        for container, source in given
+        for path in (_matches(app, container, source) if container else [source])
+    ]
+    if len(sources) > 1:
+        return _copy_several(app, values, sources, to_container, target)
+    [(from_container, source)] = sources
     if from_container:
         return copy_out(app, values, from_container, source, target)
-    if to_container:
-        return copy_in(app, values, source, to_container, target)
-    raise Failure("must specify at least one container source")
+    return copy_in(app, values, source, to_container, target)
 
 
 def run_export(app: App, values: Values, arguments: list[str]) -> int:
@@ -180,14 +253,15 @@ def run_export(app: App, values: Values, arguments: list[str]) -> int:
 
 COMMANDS = {
     "container cp": Command(
-        "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n\tdray cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH",
+        "[OPTIONS] CONTAINER:SRC_PATH [CONTAINER:SRC_PATH...] DEST_PATH|-\n"
+        "\tdray cp [OPTIONS] SRC_PATH|- [SRC_PATH...] CONTAINER:DEST_PATH",
         run_cp,
         flags=(
             Flag("archive", "bool", "Keep user and group of what is copied", short="a"),
             Flag("follow-link", "bool", "Follow a link at the source", short="L"),
             Flag("quiet", "bool", "Say nothing of what was copied", short="q"),
         ),
-        args=(2, 2),
+        args=(2, MANY),
     ),
     "container export": Command(
         "[OPTIONS] CONTAINER",

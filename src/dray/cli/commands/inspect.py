@@ -82,8 +82,34 @@ def _through(app: App, template: Any, kind: str, value: Any) -> str:
         raise Failure(f"template parsing error: {error}") from None
 
 
+def _as_run(app: App, names: list[str]) -> int:
+    """Print the `run` line of each container."""
+    import shlex
+
+    from dray.cli.app import NAME
+    from dray.cli.ask.line import run_words
+
+    runtime = str(app.client.system.info().get("DefaultRuntime", ""))
+    for name in names:
+        container = app.client.containers.inspect(name)
+        try:
+            image = app.client.images.inspect(container["Image"])["Config"] or {}
+        except ConnectError:
+            raise
+        except DrayError:
+            app.error(f"{name}: its image is gone: what the image brought is part of the line")
+            image = {}
+        words, notes = run_words(container, image, runtime=runtime)
+        for note in notes:
+            app.error(f"{name}: {note}")
+        app.line(f"{NAME} run {shlex.join(words)}")
+    return 0
+
+
 def run_inspect(app: App, values: Values, arguments: list[str]) -> int:
     """Inspect objects of any kind."""
+    if values["as-run"]:
+        return _as_run(app, arguments)
     wanted, size = values["type"], values["size"]
     if "type" in values.changed and not wanted:
         raise Failure("type is empty: must be one of " + ", ".join(f'"{kind}"' for kind in _KINDS))
@@ -119,6 +145,8 @@ def run_inspect(app: App, values: Values, arguments: list[str]) -> int:
 
 def run_container_inspect(app: App, values: Values, arguments: list[str]) -> int:
     """Inspect containers."""
+    if values["as-run"]:
+        return _as_run(app, arguments)
     return show(
         app,
         arguments,
@@ -158,17 +186,21 @@ def run_volume_inspect(app: App, values: Values, arguments: list[str]) -> int:
 
 
 _FORMAT = Flag("format", "string", "Print with a template: 'json' or a Go template", short="f")
+_AS_RUN = Flag("as-run", "bool", "Print the run command that makes such a container")
 _SIZE = Flag("size", "bool", "Show a container's sizes too", short="s")
 
 COMMANDS = {
     "inspect": Command(
         "[OPTIONS] NAME|ID [NAME|ID...]",
         run_inspect,
-        flags=(_FORMAT, _SIZE, Flag("type", "string", "Look only among objects of this type")),
+        flags=(_AS_RUN, _FORMAT, _SIZE, Flag("type", "string", "Look only among objects of this type")),
         args=(1, MANY),
     ),
     "container inspect": Command(
-        "[OPTIONS] CONTAINER [CONTAINER...]", run_container_inspect, flags=(_FORMAT, _SIZE), args=(1, MANY)
+        "[OPTIONS] CONTAINER [CONTAINER...]",
+        run_container_inspect,
+        flags=(_AS_RUN, _FORMAT, _SIZE),
+        args=(1, MANY),
     ),
     "image inspect": Command(
         "[OPTIONS] IMAGE [IMAGE...]",

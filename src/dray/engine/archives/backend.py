@@ -34,7 +34,9 @@ from dray.engine.layout import Layout
 from dray.engine.model import Container, ContainerRecord, event_attributes
 from dray.engine.mountsources import MountSources, unpin
 from dray.engine.registry import Registry
+from dray.engine.remap import ROOT, Remap
 from dray.engine.spec import resolve_user
+from dray.linux import usernamespaces
 from dray.store.layers.copyin import copy_in
 from dray.store.layers.tarwriter import END, TreeWriter
 from dray.store.layers.walk import write_below, write_tree
@@ -49,13 +51,20 @@ class Archives:
     """Stat, read and write paths in containers; export whole containers."""
 
     def __init__(
-        self, registry: Registry, snapshots: Snapshots, sources: MountSources, events: Events, layout: Layout
+        self,
+        registry: Registry,
+        snapshots: Snapshots,
+        sources: MountSources,
+        events: Events,
+        layout: Layout,
+        remap: Remap,
     ) -> None:
         self._registry = registry
         self._snapshots = snapshots
         self._sources = sources
         self._events = events
         self._layout = layout
+        self._remap = remap
 
     # -- verbs ---------------------------------------------------------------------------------------------
 
@@ -103,14 +112,16 @@ class Archives:
 
             def work(stream: BinaryIO) -> None:
                 owner = _owner(view.root, user) if user else None
-                copy_in(
-                    stream,
-                    view.root,
-                    os.fsencode(base),
-                    guard=guard,
-                    owner=owner,
-                    keep_kinds=no_overwrite_dir_non_dir,
-                )
+                with usernamespaces.acting_as(*(ROOT if view.maps is None else view.maps.root)):
+                    copy_in(
+                        stream,
+                        view.root,
+                        os.fsencode(base),
+                        guard=guard,
+                        owner=owner,
+                        keep_kinds=no_overwrite_dir_non_dir,
+                        maps=view.maps,
+                    )
 
             try:
                 await read_body(content, work)
@@ -179,20 +190,21 @@ class Archives:
             raise Conflict(f"container {container.id} is being removed")
         mount = self._snapshots.mounts(container.id)[0]
         place = self._layout.container(container.id)
+        remap = self._remap if self._remap.maps_of(record.host_config) is not None else None
         try:
             await self._sources.prepare(record)
-            points = await asyncio.to_thread(self._points, record)
-            return await asyncio.to_thread(of_stopped, mount, points, place, writable=writable)
+            points = await asyncio.to_thread(self._points, record, remap is not None)
+            return await asyncio.to_thread(of_stopped, mount, points, place, writable=writable, remap=remap)
         finally:
             unpin(self._layout.task(container.id))  # the view has its own clones
             with contextlib.suppress(OSError):
                 os.rmdir(self._layout.task(container.id))
             await self._sources.release(record)
 
-    def _points(self, record: ContainerRecord) -> list[Point]:
+    def _points(self, record: ContainerRecord, mapped: bool) -> list[Point]:
         """Return what the container sees mounted when it runs, except what only a run has (tmpfs, /dev …)."""
         points = []
-        for mount in self._sources.pinned(record, self._layout.task(record.id)):
+        for mount in self._sources.pinned(record, self._layout.task(record.id), mapped=mapped):
             if mount.type != "tmpfs":
                 recursive = "bind" not in mount.options
                 points.append(_point(mount.destination, mount.source, rw=mount.rw, recursive=recursive))
@@ -277,7 +289,7 @@ def _owner(root: int, user: str) -> tuple[int, int]:
 def _read(view: View, place: paths.Place) -> Iterator[bytes]:
     """Yield the tar of a place; closes the view."""
     try:
-        writer = TreeWriter()
+        writer = TreeWriter(view.maps)
         base, name = os.fsencode(place.base), os.fsencode(place.stat.name)
         yield from writer.entry(place.parent, base, name)
         fd = _open_directory(view, place) if stat.S_ISDIR(place.mode) else None

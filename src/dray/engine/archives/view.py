@@ -23,8 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dray.base.errors import Conflict, Forbidden, InvalidParameter
-from dray.engine import rootfs
-from dray.linux import libc, mounts
+from dray.engine import mapped, rootfs
+from dray.engine.remap import Remap
+from dray.linux import libc, mounts, usernamespaces
+from dray.linux.usernamespaces import IdMap
 from dray.runtime.model import Mount
 from dray.runtime.served import FUSE_OVERLAY
 
@@ -64,10 +66,14 @@ class Point:
 
 @dataclass(slots=True)
 class View:
-    """The file system: `root` is its descriptor, `points` what the user has mounted in it. Close it."""
+    """The file system: `root` is its descriptor, `points` what the user has mounted in it.
+
+    maps: what the ids of its files, which are the host's, are for the container; None: the same. Close it.
+    """
 
     root: int
     points: Sequence[Point]
+    maps: IdMap | None = None
     _held: list[int] = field(default_factory=list)
 
     def adopt(self, fd: int) -> None:
@@ -116,7 +122,7 @@ def of_running(pid: int, container_id: str, points: Sequence[Point]) -> View | N
         with open(os.open("cgroup", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process), encoding="utf-8") as file:
             if container_id not in file.read():
                 return None
-        return View(os.open("root", _DIRECTORY, dir_fd=process), points)
+        return View(os.open("root", _DIRECTORY, dir_fd=process), points, usernamespaces.of_process(pid))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH, errno.EACCES):
             return None
@@ -125,21 +131,24 @@ def of_running(pid: int, container_id: str, points: Sequence[Point]) -> View | N
         os.close(process)
 
 
-def of_stopped(root: Mount, points: Sequence[Point], place: str, *, writable: bool) -> View:
+def of_stopped(
+    root: Mount, points: Sequence[Point], place: str, *, writable: bool, remap: Remap | None = None
+) -> View:
     """Put a container's file system together that does not run.
 
     root: what mounts its root; place: an existing directory that nobody else mounts on
+    remap: the container lives in a user namespace like this daemon's
     writable: the root takes writes, and mount points that are missing are made; to be had once at a time
 
     MissingPoints if not writable and a mount point does not exist yet.
     """
-    assembly = _Assembly(root, points, place, writable)
+    assembly = _Assembly(root, points, place, writable, remap)
     thread = threading.Thread(target=assembly.run, name="view")
     thread.start()
     thread.join()
     if assembly.error is not None:
         raise assembly.error
-    return View(assembly.root, points, [assembly.namespace])
+    return View(assembly.root, points, None if remap is None else remap.maps, [assembly.namespace])
 
 
 class MissingPoints(Conflict):
@@ -149,11 +158,14 @@ class MissingPoints(Conflict):
 class _Assembly:
     """The thread's work. Its results are two descriptors, or an error."""
 
-    def __init__(self, root: Mount, points: Sequence[Point], place: str, writable: bool) -> None:
+    def __init__(
+        self, root: Mount, points: Sequence[Point], place: str, writable: bool, remap: Remap | None
+    ) -> None:
         self._mount = root
         self._points = points
         self._place = place
         self._writable = writable
+        self._remap = remap
         self.root = self.namespace = -1
         self.error: BaseException | None = None
 
@@ -161,6 +173,8 @@ class _Assembly:
         """Work, and keep what went wrong."""
         try:
             with contextlib.ExitStack() as stack:
+                if self._remap is not None:  # the thread ends here: what it makes is its container's root's
+                    stack.enter_context(usernamespaces.acting_as(*self._remap.owner))
                 self._assemble(stack)
         except BaseException as error:
             self.error = error
@@ -172,7 +186,10 @@ class _Assembly:
         # Sources are the host's paths: they are opened before anything of the container is mounted.
         trees = [(point, _clone(stack, point)) for point in self._points]
         mount = self._mount if self._writable else rootfs.without_upper(self._mount)
-        if mount.type == FUSE_OVERLAY:
+        if self._remap is not None:
+            base = mapped.alone(mount, self._remap)
+            stack.callback(os.close, base)
+        elif mount.type == FUSE_OVERLAY:
             base = rootfs.served(mount)
             stack.callback(os.close, base)
         else:

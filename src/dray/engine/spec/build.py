@@ -205,7 +205,8 @@ def namespaces(host: HostConfig, facts: Facts) -> list[dict[str, str]]:
     if host.cgroupns_mode == "private" or (not host.cgroupns_mode and facts.machine.cgroup_version == 2):
         found.append({"type": "cgroup"})
     if facts.uid_mappings and host.userns_mode != "host":
-        found.append({"type": "user"})
+        path = facts.namespaces.get("user", "")
+        found.append({"type": "user", "path": path} if path else {"type": "user"})
     return found
 
 
@@ -215,8 +216,9 @@ def _sysctls(config: ContainerConfig, host: HostConfig, facts: Facts) -> dict[st
     found: dict[str, str] = {}
     if host.network_mode != "host" and not host.network_mode.startswith("container:"):
         found["net.ipv4.ip_unprivileged_port_start"] = "0"
-        if not facts.uid_mappings:
-            found["net.ipv4.ping_group_range"] = "0 2147483647"
+        # In a user namespace dockerd leaves ping to root: there the kernel takes mapped groups only.
+        last = max((m["containerID"] + m["size"] - 1 for m in facts.gid_mappings), default=0x7FFFFFFF)
+        found["net.ipv4.ping_group_range"] = f"0 {last}"
     found |= facts.sysctls
     if config.domainname and host.uts_mode != "host":
         found["kernel.domainname"] = config.domainname

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dray.api.models import HostConfig
+from dray.base.errors import InvalidParameter
 from dray.engine.mounts import parse_idmap
 from dray.engine.security import SecurityOptions, defaults
 from dray.engine.spec.facts import Facts, ResolvedMount
@@ -95,8 +96,25 @@ def _user_mount(mount: ResolvedMount, facts: Facts) -> dict[str, Any]:
         users, groups = parse_idmap(mount.idmap)
         for key, ranges in (("uidMappings", users), ("gidMappings", groups)):
             # The mapping goes from the ids on the file system to those that are seen (runtime-spec config.md).
-            entry[key] = [{"containerID": disk, "hostID": seen, "size": count} for seen, disk, count in ranges]
+            whose = facts.uid_mappings if key == "uidMappings" else facts.gid_mappings
+            entry[key] = [
+                {"containerID": disk, "hostID": _outside(seen, count, whose, mount), "size": count}
+                for seen, disk, count in ranges
+            ]
     return entry
+
+
+def _outside(first: int, count: int, mappings: Sequence[Mapping[str, int]], mount: ResolvedMount) -> int:
+    """Return the first id on the host of a range of ids that a container in a user namespace sees."""
+    if not mappings:
+        return first
+    for mapping in mappings:
+        if mapping["containerID"] <= first and first + count <= mapping["containerID"] + mapping["size"]:
+            return first - mapping["containerID"] + mapping["hostID"]
+    raise InvalidParameter(
+        f"mapped owners of {mount.destination}: the container's user namespace has no ids {first} to "
+        f"{first + count - 1}: map to ids that it has, or add --userns=host"
+    )
 
 
 def _tmpfs(mount: ResolvedMount) -> dict[str, Any]:

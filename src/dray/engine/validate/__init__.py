@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dray.api.models import ContainerConfig, HostConfig
+from dray.base.errors import InvalidParameter
+from dray.engine.restart import restarts_unhealthy
 from dray.engine.validate import container, modes, options
 from dray.engine.validate.resources import validate_resources
 
@@ -27,4 +29,6 @@ def validate(config: ContainerConfig, host: HostConfig, capabilities: Capabiliti
     container.check(config)
     modes.check(config, host)
     options.check(host)
+    if restarts_unhealthy(config) and host.auto_remove:
+        raise InvalidParameter("can't create 'AutoRemove' container that is restarted when unhealthy")
     return [*validate_resources(host, capabilities, cpus=cpus), *options.warnings(host)]

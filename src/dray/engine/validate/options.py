@@ -6,7 +6,8 @@ import ipaddress
 import re
 
 from dray.api.models import HostConfig, RestartPolicy
-from dray.base.errors import InvalidParameter, Unsupported
+from dray.base import units
+from dray.base.errors import InvalidParameter
 from dray.engine import security
 from dray.engine.spec.resources import cgroup_rule
 
@@ -108,10 +109,21 @@ def check(host: HostConfig) -> None:
             )
     for path, words in (host.tmpfs or {}).items():
         _tmpfs(path, words)
-    if host.storage_opt:
-        raise Unsupported("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
+    storage_size(host)
     if host.console_size and (len(host.console_size) != 2 or min(host.console_size) < 0):
         raise InvalidParameter("ConsoleSize must be two numbers, height and width")
+
+
+def storage_size(host: HostConfig) -> int:
+    """Return the bytes that `--storage-opt size=` lets the container write; 0 without it."""
+    for name, value in (host.storage_opt or {}).items():
+        if name != "size":
+            raise InvalidParameter(f"unknown option {name}: --storage-opt takes size=BYTES alone")
+        size = units.parse_bytes(value)
+        if size <= 0:
+            raise InvalidParameter(f"invalid --storage-opt size={value}: it must be more than 0")
+        return size
+    return 0
 
 
 def restart_policy(policy: RestartPolicy) -> None:
@@ -153,9 +165,6 @@ def _ports(host: HostConfig) -> None:
 
 
 def _devices(host: HostConfig) -> None:
-    for request in host.device_requests or ():
-        words = " ".join(f"[{' '.join(group)}]" for group in request.capabilities or ())
-        raise InvalidParameter(f'could not select device driver "{request.driver}" with capabilities: [{words}]')
     for rule in host.device_cgroup_rules or ():
         cgroup_rule(rule)
     for device in host.devices or ():

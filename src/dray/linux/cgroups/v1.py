@@ -256,6 +256,11 @@ class CgroupV1:
         except OSError as error:
             if error.errno == errno.EINVAL:
                 raise InvalidParameter(f"cannot set {limit}: the kernel refuses {value!r} for {name}") from None
+            if error.errno == errno.EOPNOTSUPP and "bfq.weight_device" in name:
+                raise Unsupported(
+                    f"cannot set {limit} of device {str(value).split()[0]}: its I/O scheduler is not bfq; choose that in "
+                    "/sys/block/DEVICE/queue/scheduler"
+                ) from None
             if error.errno in (errno.EOPNOTSUPP, _ENOTSUPP):
                 raise Unsupported(f"cannot set {limit}: this kernel no longer supports {name}") from None
             raise

@@ -3,7 +3,9 @@
 The rules and words are those of the containerd image store of Docker Engine 29 (moby
 `daemon/containerd/image_delete.go`):
 
-* by a name that is not the last one: only that name goes;
+* by a tag that is not the last name: only that tag goes, and with the last tag of a repository the references by
+  digest to it;
+* by `name@digest`: all names of that repository that stand for the image go;
 * by the last name, with containers: refused, or with force the name goes and the image stays as `<none>`;
 * by id: refused while a container runs, even with force; refused without force if a stopped container uses it or
   it has several tags (the words speak of repositories, the rule of tags);
@@ -37,33 +39,58 @@ def _short(text: str) -> str:
 
 
 def plan(
-    image_id: str, name: str | None, names: Sequence[str], users: Sequence[ImageUser], *, force: bool
+    image_id: str,
+    name: str | None,
+    names: Sequence[str],
+    users: Sequence[ImageUser],
+    *,
+    force: bool,
+    repository: bool = False,
 ) -> Plan | Conflict:
-    """Decide. `name` is the canonical name that was asked for (None: by id), `names` all that the image has."""
+    """Decide. `name` is the canonical name that was asked for (None: by id), `names` all that the image has;
+    `repository`: it was asked for by digest, which means every name that the repository has for it."""
     if name is None:
         return _by_id(image_id, names, users, force=force)
-    parsed = reference.parse(name)
-    # References by digest come with the tags of their repository, and go with the last of them.
-    others = [other for other in names if other != name and not other.startswith(f"{parsed.name}@")]
-    if others:
-        return Plan((name,), whole=False)
+    meant = _meant(name, names, repository=repository)
+    if len(meant) < len(names):
+        return Plan(meant, whole=False)
+    if repository:
+        return _unused(image_id, names, users, force=force)
     if users and not force:
         message = f"container {_short(users[0].container)} is using its referenced image {_short(image_id)}"
-        return _conflict(parsed.familiar, message, hard=False)
+        return _conflict(reference.parse(name).familiar, message, hard=False)
     return Plan(tuple(names), whole=not users)
 
 
+def _meant(name: str, names: Sequence[str], *, repository: bool) -> tuple[str, ...]:
+    """Return the names that go with one: those by digest go with the last tag of their repository."""
+    asked = reference.parse(name)
+    same = [
+        other for other in names if not other.startswith(DANGLING) and reference.parse(other).name == asked.name
+    ]
+    if repository:
+        return tuple(same)
+    if any(other != name and reference.parse(other).tag for other in same):
+        return (name,)
+    return tuple(other for other in names if other == name or other in same or other.startswith(DANGLING))
+
+
 def _by_id(image_id: str, names: Sequence[str], users: Sequence[ImageUser], *, force: bool) -> Plan | Conflict:
+    several = not force and _distinct(names) > 1
+    if several and not any(user.running for user in users):
+        return _conflict(_short(image_id), "image is referenced in multiple repositories", hard=False)
+    return _unused(image_id, names, users, force=force)
+
+
+def _unused(image_id: str, names: Sequence[str], users: Sequence[ImageUser], *, force: bool) -> Plan | Conflict:
+    """Take everything, unless a container stands in the way."""
     running = [user for user in users if user.running]
     if running:
         message = f"image is being used by running container {_short(running[0].container)}"
         return _conflict(_short(image_id), message, hard=True)
-    if not force:
-        if _distinct(names) > 1:
-            return _conflict(_short(image_id), "image is referenced in multiple repositories", hard=False)
-        if users:
-            message = f"image is being used by stopped container {_short(users[0].container)}"
-            return _conflict(_short(image_id), message, hard=False)
+    if users and not force:
+        message = f"image is being used by stopped container {_short(users[0].container)}"
+        return _conflict(_short(image_id), message, hard=False)
     return Plan(tuple(names), whole=True)
 
 

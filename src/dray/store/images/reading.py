@@ -5,7 +5,7 @@ Everything here is read from blobs that never change, so parsed documents are ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from dray.base.errors import DrayError, InvalidParameter, NotFound
@@ -26,6 +26,7 @@ from dray.store.content import ContentStore
 from dray.store.images.model import ManifestSummary
 from dray.store.snapshots import LayerSource, Snapshots
 
+REFERENCE_DIGEST = "vnd.docker.reference.digest"  # annotation: the manifest that an attestation is about
 _KEPT = 512
 _NESTING = 4
 
@@ -99,8 +100,12 @@ class Reading:
         for descriptor in document.manifests or ():
             yield from self.manifests(descriptor, depth + 1)
 
-    def blobs(self, target: Descriptor, depth: int = 0) -> Iterator[Descriptor]:
-        """Yield every descriptor that a target leads to, itself included, here or not."""
+    def blobs(
+        self, target: Descriptor, depth: int = 0, *, dropped: Set[str] = frozenset()
+    ) -> Iterator[Descriptor]:
+        """Yield every descriptor that a target leads to, itself included, here or not; none by way of `dropped`."""
+        if target.digest in dropped:
+            return
         yield target
         if depth > _NESTING or not self._content.has(target.digest):
             return
@@ -110,7 +115,7 @@ class Reading:
             yield from document.layers or ()
             return
         for descriptor in document.manifests or ():
-            yield from self.blobs(descriptor, depth + 1)
+            yield from self.blobs(descriptor, depth + 1, dropped=dropped)
 
     def found(self, descriptor: Descriptor) -> Found:
         """Read a manifest and its config; NotFound or InvalidParameter if that is not possible."""
@@ -175,7 +180,7 @@ class Reading:
         summaries = []
         for descriptor in self.manifests(target):
             kind = "attestation" if is_attestation(descriptor) else "image"
-            attests = (descriptor.annotations or {}).get("vnd.docker.reference.digest", "")
+            attests = (descriptor.annotations or {}).get(REFERENCE_DIGEST, "")
             blobs = {blob.digest: blob for blob in self.blobs(descriptor)}
             here = [blob for blob in blobs.values() if self._content.has(blob.digest)]
             platform, unpacked = descriptor.platform, 0

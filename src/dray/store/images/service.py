@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from dray.base import reference
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound
@@ -22,10 +22,11 @@ from dray.base.records import Records
 from dray.oci.image import Descriptor, ImageConfig
 from dray.oci.platform import Platform
 from dray.store.content import ContentStore, Lease
-from dray.store.images import deletion
+from dray.store.images import collection, deletion
 from dray.store.images.model import DANGLING, Image, ImageUser
 from dray.store.images.names import Names, no_such_image
-from dray.store.images.reading import Found, Reading
+from dray.store.images.reading import Found, Reading, is_attestation
+from dray.store.images.sources import Sources
 from dray.store.snapshots import Progress, Snapshots
 
 # Told (action, image id or name, attributes) after the fact; actions are the Engine API's.
@@ -48,6 +49,7 @@ class Images:
         self.on_event = on_event
         self._records = records
         self._names = Names(records)
+        self.sources = Sources(records)
         self.reading = Reading(content)
         self._cache: dict[tuple[str, str], Image] = {}
         self._cached_generation = -1
@@ -91,7 +93,7 @@ class Images:
         found = self.reading.choose(target, platform)
         summaries = self.reading.summaries(target, self.snapshots)
         blobs = {blob.digest: blob.size for blob in self.reading.blobs(target) if self.content.has(blob.digest)}
-        chains = {key for item in self._chains(target) for key in item if self.snapshots.exists(key)}
+        chains = {key for key in self.chains(target) if self.snapshots.exists(key)}
         config = found.config
         return self._named(
             target,
@@ -126,9 +128,9 @@ class Images:
             target, manifest=target.digest, config_digest="", config=ImageConfig(), platform=Platform()
         )  # fmt: skip
 
-    def _chains(self, target: Descriptor) -> Iterator[list[str]]:
-        for found in self.founds(target):
-            yield found.chain
+    def chains(self, target: Descriptor) -> set[str]:
+        """Return the chain ids of the layers of all of a target's manifests that are here, unpacked or not."""
+        return {key for found in self.founds(target) for key in found.chain}
 
     def raw_config(self, image: Image) -> bytes:
         """Return an image's config as it is stored."""
@@ -213,11 +215,16 @@ class Images:
         """Return what a canonical name stands for, None if nothing bears it."""
         return self._names.target(name)
 
+    def tags_in(self, repository: str) -> Sequence[str]:
+        """Return the canonical names of a repository's tags (`docker.io/library/busybox`), sorted."""
+        return sorted(name for name in self._names.all() if name.startswith(f"{repository}:"))
+
     def founds(self, target: Descriptor) -> Iterator[Found]:
         """Yield every image manifest of a target that can be read."""
         for descriptor in self.reading.manifests(target):
-            with contextlib.suppress(DrayError):
-                yield self.reading.found(descriptor)
+            if not is_attestation(descriptor):
+                with contextlib.suppress(DrayError):
+                    yield self.reading.found(descriptor)
 
     def blobs(self, target: Descriptor) -> Iterator[Descriptor]:
         """Yield every descriptor that a target leads to, itself included, here or not."""
@@ -273,10 +280,15 @@ class Images:
 
     # --- removal
 
-    def delete(self, word: str, *, force: bool = False, prune: bool = True, in_use: Users) -> list[dict[str, str]]:
+    def delete(
+        self, word: str, *, force: bool = False, prune: bool = True, collect: bool = True, in_use: Users
+    ) -> list[dict[str, str]]:
         """Remove a name or an image; return the Engine API's list of `Untagged` and `Deleted`.
 
-        `in_use(id)` tells the containers of an image. Conflict in Docker's words where something stands in the way.
+        prune: dangling images that it stood on go, too; collect: free their space now (the caller does it otherwise)
+        in_use: `in_use(id)` tells the containers of an image
+
+        Conflict in Docker's words where something stands in the way.
         """
         target, name = self._names.find(word)
         try:
@@ -285,13 +297,15 @@ class Images:
             image = self._broken(target)
         names = self._names.of(target.digest)
         users = list(in_use(image.id))
-        plan = deletion.plan(image.id, name, names, users, force=force)
+        plan = deletion.plan(
+            image.id, name, names, users, force=force, repository=name is not None and "@" in word
+        )
         if isinstance(plan, Conflict):
             raise plan
         lines = self._take(image, plan)
         if plan.whole and prune:
             lines += self._prune_parents(image, in_use)
-        if plan.whole:
+        if plan.whole and collect:
             self.collect()
         self._records.sync()
         return lines
@@ -344,46 +358,31 @@ class Images:
         with self._holding:
             self._kept[lease] = self._kept.get(lease, frozenset()) | frozenset(chain_ids)
 
-    def collect(self) -> int:
-        """Remove blobs and layers that nothing refers to; return the bytes of blobs freed.
+    def collect(self, *, dropped: Set[str] = frozenset()) -> int:
+        """Remove blobs and layers that nothing refers to; return the bytes freed.
 
         Layers stay while a hold is open: they have no name yet. The next collection takes them. What broken-off
-        transfers have left goes when its time is over.
+        transfers have left goes when its time is over. `dropped`: manifests that are no longer wanted, though the
+        indexes of images name them.
         """
         self.content.expire()
-        _, freed = self.content.collect(self._live)
+        _, freed = self.content.collect(lambda: self._live(dropped))
+        self.reading.forget()
+        self.sources.forget(self._names.targets().keys())
         with self._holding:
             if self._holds == 0:
-                self._collect_layers()
-        self.reading.forget()
+                wanted = {key for target in self._names.targets().values() for key in self.chains(target)}
+                freed += collection.collect_layers(self.snapshots, wanted.union(*self._kept.values()))
         self._changed()
         return freed
 
-    def _live(self) -> set[str]:
+    def _live(self, dropped: Set[str]) -> set[str]:
         live: set[str] = set()
         for target in self._names.targets().values():
-            live.update(blob.digest for blob in self.reading.blobs(target))
+            live.update(blob.digest for blob in self.reading.blobs(target, dropped=dropped))
         for roots in self._roots:
             live |= roots()
         return live
-
-    def _collect_layers(self) -> None:
-        wanted = {
-            key for target in self._names.targets().values() for chain in self._chains(target) for key in chain
-        }
-        wanted = wanted.union(*self._kept.values())
-        infos = self.snapshots.list()
-        # A child goes before its parent, so remove from the top until nothing more can go.
-        loose = {info.key for info in infos if info.kind == "committed" and info.key not in wanted}
-        while True:
-            under = {info.parent for info in self.snapshots.list()}
-            removable = loose - under
-            if not removable:
-                return
-            for key in removable:
-                with contextlib.suppress(Conflict, NotFound):
-                    self.snapshots.remove(key)
-            loose -= removable
 
     def list(self) -> list[Image]:
         """Return all images, newest first."""

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dray.base.errors import InvalidParameter
 from dray.base.files import owned_fd
 from dray.linux import mounts
+from dray.linux.usernamespaces import IdMap
 from dray.store.layers.extract import Extractor
 from dray.store.layers.headers import DIRECTORY, LINK, SYMLINK, Entry, TarReader
 from dray.store.layers.stream import Budget, Decompressed, ForwardReader, Readable
@@ -52,6 +53,7 @@ class CopyIn(Extractor):
     owner: (uid, gid) of everything that is unpacked, None for what the tar says
     keep_kinds: refuse to replace a directory by something else, or the reverse
     own_root: the directory takes the attributes of the tar's entry for its root, `./`
+    maps: the tree is that of a user namespace with these maps; owners of the tar, and `owner`, are ids inside
     """
 
     def __init__(
@@ -63,18 +65,22 @@ class CopyIn(Extractor):
         owner: tuple[int, int] | None,
         keep_kinds: bool,
         own_root: bool,
+        maps: IdMap | None,
     ) -> None:
         super().__init__(tree, overlay=False, budget=budget)
         self._base = base
         self._owner = owner
         self._keep_kinds = keep_kinds
         self._own_root = own_root
+        self._maps = maps
 
     def _entry(self, entry: Entry) -> None:
         inside = self._inside(entry.name)
         path = self._placed(inside)
         if self._owner is not None:
             entry.uid, entry.gid = self._owner
+        if self._maps is not None:
+            entry.uid, entry.gid = self._maps.outside(entry.uid, entry.gid)
         if entry.type == LINK:
             entry.linkname = self._hard_link(entry, path)
         elif entry.type == SYMLINK:
@@ -164,8 +170,11 @@ def copy_in(
     owner: tuple[int, int] | None = None,
     keep_kinds: bool = False,
     own_root: bool = False,
+    maps: IdMap | None = None,
 ) -> None:
     """Unpack `stream` (plain, gzip, bzip2, xz or zstd) into the directory `base` of the file system `root`.
+
+    maps: see `CopyIn`; the calling thread must be `acting_as` their root
 
     InvalidParameter for a hostile or damaged tar, Unavailable when the disk is full. What was unpacked before an
     error stays, as with any tar program.
@@ -174,7 +183,9 @@ def copy_in(
     try:
         destination = tree.directory(base, make=False)
         budget = Budget(f"/proc/self/fd/{destination}")
-        extractor = CopyIn(tree, base, budget=budget, owner=owner, keep_kinds=keep_kinds, own_root=own_root)
+        extractor = CopyIn(
+            tree, base, budget=budget, owner=owner, keep_kinds=keep_kinds, own_root=own_root, maps=maps
+        )
         chunks = Decompressed(stream, budget, hashed=False)
     except BaseException:
         tree.close()

@@ -18,6 +18,7 @@ from dray.store.layers.whiteouts import OPAQUE, WHITEOUT
 from dray.store.snapshots import Change
 
 _META = (b".wh..wh.", b".wh..opq")  # not of a file: marks of a whole directory
+_NOTHING = LowerLayers(())
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -73,7 +74,8 @@ def _compare(fd: int, path: bytes, lower: LowerLayers, found: list[Change], mark
         before = len(found)
         below = os.open(name, _DIRECTORY, dir_fd=fd)
         try:
-            _compare(below, child, lower, found, marks)
+            # Nothing lies below a directory that is itself new.
+            _compare(below, child, lower if old is not None else _NOTHING, found, marks)
         finally:
             os.close(below)
         if old is None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dray.base.errors import InvalidParameter
+from dray.linux.trees import tree_usage
 from dray.store.layers.headers import (
     BLOCK_DEVICE,
     CHAR,
@@ -98,6 +99,8 @@ class Extractor:
         self._written = 0
         self._result = Applied()
         self._root_listed = False
+        self._own_tree = not isinstance(root, Tree)
+        self._uneven = False  # the sum of the entries' sizes is not what lies there: measure it at the end
         self._makers: dict[bytes, Callable[[Entry, bytes, int, bytes], None]] = {
             REGULAR: self._file,
             DIRECTORY: self._directory,
@@ -115,6 +118,8 @@ class Extractor:
             for entry in tar:
                 self._entry(entry)
             self._finish()
+            if self._uneven:
+                self._result.size = tree_usage(f"/proc/self/fd/{self._tree.root}")[0]
         finally:
             self._tree.close()
         return self._result
@@ -151,6 +156,7 @@ class Extractor:
     def _make_room(self, parent: int, base: bytes, path: bytes) -> None:
         """Remove what stands where something new comes."""
         if self._tree.remove(parent, base):
+            self._uneven = self._own_tree
             inside = path + b"/"
             self._times = {k: v for k, v in self._times.items() if k != path and not k.startswith(inside)}
             self._tree.implicit = {k for k in self._tree.implicit if k != path and not k.startswith(inside)}
@@ -297,6 +303,7 @@ class Extractor:
                 f"{os.fsdecode(path)} is a hard link to {os.fsdecode(target)}, which is nowhere"
             )
         self._result.inodes += 1
+        self._uneven = self._own_tree
         above, _, last = found.rpartition(b"/")
         return os.open(".", os.O_PATH | os.O_CLOEXEC, dir_fd=self._tree.directory(above)), last
 

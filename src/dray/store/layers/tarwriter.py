@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dray.base.errors import Internal
+from dray.linux.usernamespaces import IdMap
 from dray.store.layers.headers import BLOCK, BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, LINK, REGULAR, SYMLINK
 
 END = bytes(2 * BLOCK)
@@ -107,8 +108,12 @@ def whiteout(path: bytes) -> bytes:
 
 @dataclass(slots=True)
 class TreeWriter:
-    """Writes files of a tree; remembers inodes, so that the second name of a file is a hard link."""
+    """Writes files of a tree; remembers inodes, so that the second name of a file is a hard link.
 
+    maps: the files are those of a user namespace with these maps, and the tar gets the ids inside
+    """
+
+    maps: IdMap | None = None
     _inodes: dict[tuple[int, int], bytes] = field(default_factory=dict)
 
     def entry(self, parent: int, base: bytes, name: bytes) -> Iterator[bytes]:
@@ -143,12 +148,15 @@ class TreeWriter:
         if kind in (CHAR, BLOCK_DEVICE):
             device = (os.major(status.st_rdev), os.minor(status.st_rdev))
         size = status.st_size if kind == REGULAR else 0
+        uid, gid = status.st_uid, status.st_gid
+        if self.maps is not None:
+            uid, gid = self.maps.inside(uid, gid)
         yield header(
             name,
             kind=kind,
             mode=stat.S_IMODE(status.st_mode),
-            uid=status.st_uid,
-            gid=status.st_gid,
+            uid=uid,
+            gid=gid,
             size=size,
             mtime=status.st_mtime_ns // 1_000_000_000,
             link=link,

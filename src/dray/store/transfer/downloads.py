@@ -60,6 +60,11 @@ class Downloads:
         self._workers = 0
         self._commits = ThreadPoolExecutor(2, "commit")
 
+    def set_limits(self, *, concurrency: int, attempts: int) -> None:
+        """Use other limits from now on; threads that are too many end when they have nothing to do."""
+        with self._lock:
+            self._concurrency, self._attempts = concurrency, attempts
+
     def join(
         self, descriptor: Descriptor, repository: Repository, lease: Lease, watch: Watch, cancel: Cancellation
     ) -> Ticket:

@@ -68,11 +68,13 @@ def import_image(
     *,
     reference: str | None = None,
     message: str = "",
+    source: str = "-",
     changes: Sequence[str] = (),
     platform: Platform | None = None,
     progress: Report = silent,
 ) -> Image:
-    """Make an image of the tar in `stream` (any compression), name it `reference` (canonical) if given.
+    """Make an image of the tar in `stream` (any compression), name it `reference` (canonical) if given; `source` is
+    where it came from, for its history.
 
     InvalidParameter for a bad change or a damaged or hostile tar; nothing is listed then. Blocking.
     """
@@ -89,7 +91,7 @@ def import_image(
             variant=wanted.variant,
             config=config,
             rootfs=RootFS(diff_ids=[layer.digest]),
-            history=[History(created=created, comment=message or "Imported from -")],
+            history=[History(created=created, comment=message or f"Imported from {source}")],
             comment=message or None,
         )
         data = oci.encode(document)

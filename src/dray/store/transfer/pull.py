@@ -117,6 +117,7 @@ class Puller:
             fetched = self._layers(found, lease)
             self._cancel.check()
             image = self._images.put([stored.canonical], target)
+            self._images.sources.add(target.digest, name.name)
             self._images.content.forget_bookmarks(layer.digest for layer in found.manifest.layers or ())
         self._report({"status": f"Digest: {target.digest}"})
         return Pulled(image, fetched or before is None or before.digest != target.digest)

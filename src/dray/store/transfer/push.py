@@ -95,6 +95,8 @@ class Pusher:
                 self._cancel.check()
                 tag = name.tag if item.digest == root.digest else item.digest
                 self._put(tag, item)
+            if root.digest == image.target.digest:
+                self._images.sources.add(root.digest, name.name)
         if root.digest != image.target.digest and self._platform is None:
             self._aux(
                 {

@@ -12,6 +12,8 @@ The same images give the same bytes: members are sorted, their times are zero.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import msgspec
 
@@ -21,7 +23,7 @@ from dray.base.errors import InvalidParameter, NotFound
 from dray.oci import image as oci
 from dray.oci.image import IMAGE_NAME, REF_NAME, Descriptor, Index
 from dray.oci.platform import Platform
-from dray.store.images.model import DANGLING, Image
+from dray.store.images.model import Image
 from dray.store.images.reading import Found
 from dray.store.images.service import Images
 from dray.store.layers import tarwriter
@@ -42,35 +44,98 @@ def _path(digest: str) -> str:
     return "blobs/" + digest.replace(":", "/", 1)
 
 
-def save(images: Images, names: Sequence[str], *, platforms: Sequence[Platform] = ()) -> Iterator[bytes]:
-    """Return the archive of the named images in chunks; blocking iteration.
+class Archive:
+    """An archive on its way out: an iterator of chunks, blocking, that keeps what it consists of from being collected
+    until it is closed."""
 
-    names: references or ids; a bare repository means its `latest`, as everywhere
+    def __init__(self, chunks: Iterator[bytes], held: ExitStack) -> None:
+        self._chunks = chunks
+        self._held = held
+
+    def __iter__(self) -> Archive:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._chunks)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the content."""
+        self._held.close()
+
+    def __del__(self) -> None:
+        self.close()  # nobody has asked for the first chunk
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An image to save, and the canonical name that it shall have in the archive."""
+
+    image: Image
+    name: str | None
+
+
+def save(images: Images, names: Sequence[str], *, platforms: Sequence[Platform] = ()) -> Archive:
+    """Return the archive of the named images.
+
+    names: references or ids. A repository without tag or digest means all its tags; what is named by id or digest
+    has no name in the archive.
     platforms: only these manifests of a multi-platform image
 
-    Raises at once, before the first chunk: NotFound for an unknown image or platform, InvalidParameter without names.
+    Raises at once, before the first chunk: NotFound for an unknown image or platform or one whose content is not
+    here, InvalidParameter without names.
     """
     if not names:
         raise InvalidParameter("at least one image is needed")
-    index: list[Descriptor] = []
-    items: dict[str, _Item] = {}
-    blobs: dict[str, int] = {}
-    extra: dict[str, bytes] = {}
-    for word in names:
+    with ExitStack() as stack:
+        lease = stack.enter_context(images.hold(named=True))
+        index: list[Descriptor] = []
+        items: dict[str, _Item] = {}
+        blobs: dict[str, int] = {}
+        extra: dict[str, bytes] = {}
+        wanted = [one for word in names for one in _wanted(images, word)]
+        for one in wanted:
+            target, founds = _chosen(images, one.image, platforms, extra)
+            for descriptor in images.blobs(target) if target.digest not in extra else _flat(images, founds):
+                if lease.add(descriptor.digest):
+                    blobs[descriptor.digest] = descriptor.size
+            if (entry := _entry(target, one.name)) not in index:
+                index.append(entry)
+            _describe(items, founds, one.name)
+        files = {_path(digest): data for digest, data in extra.items()}
+        files["index.json"] = oci.encode(Index(schema_version=2, media_type=oci.OCI_INDEX, manifests=index))
+        files["manifest.json"] = msgspec.json.encode(list(items.values()))
+        files["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
+        for one in wanted:
+            images.notify("save", one.image)
+        return Archive(_write(images, files, blobs), stack.pop_all())
+
+
+def _wanted(images: Images, word: str) -> list[_Wanted]:
+    """Return what a word of the user means (moby `daemon/containerd/image_exporter.go`)."""
+    try:
         image = images.resolve(word)
-        target, founds = _chosen(images, image, platforms, extra)
-        for descriptor in images.blobs(target) if target.digest not in extra else _flat(images, founds):
-            if images.content.has(descriptor.digest):
-                blobs[descriptor.digest] = descriptor.size
-        name = None if image.name is None or image.name.startswith(DANGLING) else image.name
-        if (entry := _entry(target, name)) not in index:
-            index.append(entry)
-        _describe(items, founds, name)
-    files = {_path(digest): data for digest, data in extra.items()}
-    files["index.json"] = oci.encode(Index(schema_version=2, media_type=oci.OCI_INDEX, manifests=index))
-    files["manifest.json"] = msgspec.json.encode(list(items.values()))
-    files["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
-    return _write(images, files, blobs)
+    except NotFound:
+        if not (tags := _repository(images, word)):
+            raise
+        return tags
+    if image.name is None or "@" in word:
+        return [_Wanted(image, None)]
+    return _repository(images, word) or [_Wanted(image, image.name)]
+
+
+def _repository(images: Images, word: str) -> list[_Wanted]:
+    """Return all tags of the repository that `word` is the bare name of; none if it is more than that."""
+    try:
+        parsed = reference.parse(word)
+    except InvalidParameter:
+        return []
+    if parsed.tag or parsed.digest:
+        return []
+    return [_Wanted(images.resolve(name), name) for name in images.tags_in(parsed.name)]
 
 
 def _flat(images: Images, founds: Sequence[Found]) -> Iterator[Descriptor]:
@@ -85,17 +150,21 @@ def _chosen(
 
     Several platforms out of more make a new index; it goes to `extra` by its digest.
     """
+    shown = image.tags[0] if image.tags else image.id
     if not platforms:
         founds = [found for found in images.founds(image.target) if images.complete(found.descriptor)]
-        return image.target, founds or [images.choose(image.target)]
+        if not founds:
+            raise NotFound(f"content of image {shown} is not here: pull it again")
+        best = images.choose(image.target)  # an old reader sees the first only
+        return image.target, sorted(founds, key=lambda found: found.descriptor != best.descriptor)
     founds = []
     for platform in platforms:
         try:
             found = images.choose(image.target, platform)
         except NotFound:
-            raise NotFound(
-                f"image {image.tags[0] if image.tags else image.id} does not provide the platform ({platform})"
-            ) from None
+            raise NotFound(f"image {shown} does not provide the platform ({platform})") from None
+        if not images.complete(found.descriptor):
+            raise NotFound(f"image {shown}: content of the platform ({platform}) is not here: pull it for that")
         if found not in founds:
             founds.append(found)
     if len(founds) == 1:
@@ -139,19 +208,16 @@ def _describe(items: dict[str, _Item], founds: Sequence[Found], name: str | None
 
 def _write(images: Images, files: dict[str, bytes], blobs: dict[str, int]) -> Iterator[bytes]:
     sources = {_path(digest): (digest, size) for digest, size in blobs.items()}
-    with images.hold() as lease:
-        for digest in blobs:
-            lease.add(digest)
-        for folder in (b"blobs/", b"blobs/sha256/"):
-            yield tarwriter.header(folder, kind=DIRECTORY, mode=0o755)
-        for name in sorted({*files, *sources}):
-            if name in files:
-                yield tarwriter.member(name.encode(), files[name])
-                continue
-            digest, size = sources[name]
-            yield tarwriter.header(name.encode(), size=size)
-            with images.content.open(digest) as file:
-                while chunk := file.read(_CHUNK):
-                    yield chunk
-            yield tarwriter.padding(size)
-        yield tarwriter.END
+    for folder in (b"blobs/", b"blobs/sha256/"):
+        yield tarwriter.header(folder, kind=DIRECTORY, mode=0o755)
+    for name in sorted({*files, *sources}):
+        if name in files:
+            yield tarwriter.member(name.encode(), files[name])
+            continue
+        digest, size = sources[name]
+        yield tarwriter.header(name.encode(), size=size)
+        with images.content.open(digest) as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+        yield tarwriter.padding(size)
+    yield tarwriter.END
