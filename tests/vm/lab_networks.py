@@ -17,6 +17,7 @@ from pathlib import Path
 
 from netlab import LocalNamespaces, MemoryRecords, Server, entered, output, private_host, private_neighbour, say
 
+from dray.linux.links import Links
 from dray.network import peers
 from dray.network.asks import NetworkAsk
 from dray.network.controller import Controller
@@ -143,7 +144,10 @@ async def encrypted() -> None:
 
 async def incoming(lab: Pair, inside: int) -> None:
     """A clear frame, even in the name of a peer, is dropped by the policy and by the firewall, by each alone."""
-    mac = bytes.fromhex(output(lab.hosts[0], "cat", "/sys/class/net/wire/address").strip().replace(":", ""))
+    with entered(lab.hosts[0]), Links.open() as links:
+        wire = links.find("wire")
+    assert wire is not None
+    mac = bytes.fromhex(wire.mac.replace(":", ""))
     caught = tap(inside, "eth0", 0x88B5)
     sender = tap(lab.hosts[1], "eth0", 0x0800)
 
