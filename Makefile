@@ -7,6 +7,9 @@
 # make test-vm      only those in a virtual machine (cgroup v2, systemd, AppArmor, reboot, power cut); part of test
 # make run          the bundled hello-world in a private daemon; needs Python and nothing else
 # make bench        side by side with dockerd; make bench-quick with fewer repetitions
+# make bench-containers  looking inside, moving files, density; make bench-images  registries (needs 5 GB of disk)
+# make bench-net    streams, requests, thousands of ports, names
+# make names        200 containers started at once, every name asked from every one
 # make soak-gc      random work on the image store, with kills of the daemon, for MINUTES=30
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
@@ -23,9 +26,9 @@ MINUTES ?= 30
 # Tests drive the official client and compare with Debian's dockerd; images are made from Debian's packages.
 DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static procps util-linux \
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
-  openssl qemu-system-x86
+  openssl qemu-system-x86 curl wrk iperf3
 
-.PHONY: venv check deps test test-vm run bench bench-quick soak-gc compatibility clean
+.PHONY: venv check deps names test test-vm run bench bench-quick bench-containers bench-images bench-net soak-gc compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -72,6 +75,12 @@ bench: venv deps
 
 bench-quick: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --quick $(BENCH_FLAGS)
+
+bench-containers bench-images bench-net: bench-%: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --group $* $(BENCH_FLAGS)
+
+names: venv deps
+	DRAY_TEST_CONTAINERS=200 $(BIN)/python -m pytest tests/e2e/test_e2e_many_names.py $(PYTEST_FLAGS)
 
 soak-gc: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m gc_soak --minutes $(MINUTES) $(SOAK_FLAGS)

@@ -38,6 +38,16 @@ class Row:
     repeats: int = 10
     quick: int = 3
     more_is_better: bool = False
+    warm: bool = True  # a first measurement that is not counted
+    only: tuple[str, ...] = ()  # names of the subjects it can be measured on; empty: all
+
+    def metrics(self) -> list[tuple[str, str, str]]:
+        """(name, unit, target) of what one measurement gives: each is a line of the table."""
+        return [(self.name, self.unit, self.target)]
+
+    def figures(self, engine: Engine) -> list[float]:
+        """One measurement: a figure for each metric."""
+        return [self.measure(engine)]
 
     def prepare(self, engine: Engine) -> None:
         """Done once, before the first measurement."""

@@ -31,3 +31,14 @@ def bulk(
         ]
         made.append(layer_tar(entries))
     return Image(made, {"Cmd": ["sh"]}, [tag])
+
+
+def steps(base: bytes, *, layers: int = 59, tag: str = "steps:latest") -> Image:
+    """`layers` small layers over `base`: four files of 1 to 40 KB each, as a long Dockerfile leaves them."""
+    made = [base]
+    for number in range(layers):
+        block = content(1000 + number, 40_000)
+        entries = [folder(f"step{number}/")]
+        entries += [Entry(f"step{number}/file{n}", data=block[: 1_000 + 13_000 * n], mode=0o644) for n in range(4)]
+        made.append(layer_tar(entries))
+    return Image(made, {"Cmd": ["sh"], "Env": ["PATH=/bin"]}, [tag])

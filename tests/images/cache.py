@@ -17,17 +17,20 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from images import archive, bulk, busybox, debian
+from images import archive, bulk, busybox, debian, stack
 from images.archive import Image
+
+_APART = ("cache.py", "hostile.py", "machine.py", "stack.py")
 
 FOLDER = Path(os.environ.get("DRAY_TEST_CACHE", "/var/tmp/dray-test-cache"))
 
 
-def _recipe() -> str:
+def _recipe(name: str) -> str:
+    """The large image, which takes minutes to make, depends on its own module alone."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for source in sorted(here.glob("*.py")):
-        if source.name not in ("cache.py", "hostile.py", "machine.py"):
+        if source.name == "stack.py" if name == "stack" else source.name not in _APART:
             digest.update(source.read_bytes())
     digest.update(str(busybox.binary().stat().st_size).encode())
     return digest.hexdigest()[:12]
@@ -35,7 +38,7 @@ def _recipe() -> str:
 
 def _made(name: str, images: Callable[[], Sequence[Image]], layout: str = "docker") -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    target = FOLDER / f"{name}-{_recipe()}.tar"
+    target = FOLDER / f"{name}-{_recipe(name)}.tar"
     with (FOLDER / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
@@ -83,6 +86,16 @@ def medium_archive() -> Path:
 def bulk_archive() -> Path:
     """bulk:latest, more than 500 MB in 21 layers."""
     return _made("bulk", lambda: [bulk.bulk(busybox.base_layer())])
+
+
+def stack_layout() -> Path:
+    """stack:latest, 1 GB of Debian packages in 12 layers, as an OCI layout (only the bench needs it)."""
+    return _made("stack", lambda: [stack.stack(FOLDER / "debs-stack")], "gzip")
+
+
+def steps_layout() -> Path:
+    """steps:latest, 60 small layers, as an OCI layout."""
+    return _made("steps", lambda: [bulk.steps(busybox.base_layer(), tag="docker.io/library/steps:latest")], "gzip")
 
 
 def machine() -> Path:

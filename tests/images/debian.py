@@ -21,6 +21,18 @@ from images.busybox import PATH
 def closure(packages: Sequence[str], downloads: Path) -> list[Path]:
     """Fetch the packages and all they depend on; the .deb files, sorted by name."""
     (downloads / "partial").mkdir(parents=True, exist_ok=True)
+    _apt(["--download-only", "install", *packages], downloads)
+    return sorted(downloads.glob("*.deb"))
+
+
+def names(packages: Sequence[str], downloads: Path) -> list[str]:
+    """The names of the packages and all they depend on; nothing is fetched."""
+    told = _apt(["--simulate", "install", *packages], downloads)
+    return [line.split()[1] for line in told.splitlines() if line.startswith("Inst ")]
+
+
+def _apt(words: Sequence[str], downloads: Path) -> str:
+    """apt-get as if nothing were installed; what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
         status.touch()
@@ -34,9 +46,11 @@ def closure(packages: Sequence[str], downloads: Path) -> list[Path]:
             "Debug::NoLocking": "true",
         }
         options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-        command = ["apt-get", *options, "--yes", "--download-only", "install", *packages]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "LC_ALL": "C"})
-    return sorted(downloads.glob("*.deb"))
+        command = ["apt-get", *options, "--yes", *words]
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
+        )
+    return done.stdout
 
 
 def unpack(debs: Sequence[Path], root: Path) -> None:

@@ -370,8 +370,8 @@ def test_mounts_that_cannot_be_are_explained(box: Box, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
     for source, target, words in (
-        ("file", "/etc", "the source is a file and the target is a directory"),
-        ("directory", "/etc/passwd", "the source is a directory and the target is a file"),
+        ("file", "/etc", "a file cannot be mounted on a directory"),
+        ("directory", "/etc/passwd", "a directory cannot be mounted on a file"),
         ("missing", "/etc", "No such file or directory"),
     ):
         spec = docker_spec("true")
@@ -379,7 +379,8 @@ def test_mounts_that_cannot_be_are_explained(box: Box, tmp_path: Path) -> None:
         with pytest.raises(DrayError, match=words) as caught:
             box.run(spec)
         assert "Errno" not in str(caught.value)
-        assert f"rootfs at '{target}'" in str(caught.value)
+        assert "rootfs at " in str(caught.value)
+        assert target in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])

@@ -428,3 +428,142 @@ def answers(engine: Engine) -> Documents:
     ask("containers prune", "POST", "/containers/prune")
     ask("volumes prune", "POST", "/volumes/prune")
     return documents
+
+
+NETWORK_REQUESTS: list[tuple[str, str, str, Any]] = [
+    ("create", "POST", "/networks/create", {"Name": "net", "Labels": {"a": "1"}, "CheckDuplicate": True}),
+    ("create again", "POST", "/networks/create", {"Name": "net", "CheckDuplicate": True}),
+    (
+        "create with a subnet",
+        "POST",
+        "/networks/create",
+        {
+            "Name": "sub",
+            "IPAM": {"Config": [{"Subnet": "10.77.0.0/24", "IPRange": "10.77.0.128/25", "Gateway": "10.77.0.9"}]},
+        },
+    ),
+    ("overlap", "POST", "/networks/create", {"Name": "over", "IPAM": {"Config": [{"Subnet": "10.77.0.0/16"}]}}),
+    ("bad subnet", "POST", "/networks/create", {"Name": "bad", "IPAM": {"Config": [{"Subnet": "10.78.0/24"}]}}),
+    (
+        "gateway outside",
+        "POST",
+        "/networks/create",
+        {"Name": "bad", "IPAM": {"Config": [{"Subnet": "10.78.0.0/24", "Gateway": "10.79.0.1"}]}},
+    ),
+    ("internal", "POST", "/networks/create", {"Name": "inner", "Internal": True}),
+    ("no such driver", "POST", "/networks/create", {"Name": "bad", "Driver": "nosuch"}),
+    ("no name", "POST", "/networks/create", {"Name": ""}),
+    ("predefined name", "POST", "/networks/create", {"Name": "bridge"}),
+    ("second host", "POST", "/networks/create", {"Name": "two", "Driver": "host"}),
+    ("inspect", "GET", "/networks/sub", None),
+    ("inspect internal", "GET", "/networks/inner", None),
+    ("inspect none", "GET", "/networks/nosuch", None),
+    ("connect", "POST", "/networks/net/connect", {"Container": "box", "EndpointConfig": {"Aliases": ["alias"]}}),
+    ("connect again", "POST", "/networks/net/connect", {"Container": "box"}),
+    (
+        "connect with an address",
+        "POST",
+        "/networks/sub/connect",
+        {"Container": "box", "EndpointConfig": {"IPAMConfig": {"IPv4Address": "10.77.0.50"}}},
+    ),
+    (
+        "the same address",
+        "POST",
+        "/networks/sub/connect",
+        {"Container": "other", "EndpointConfig": {"IPAMConfig": {"IPv4Address": "10.77.0.50"}}},
+    ),
+    (
+        "an address outside",
+        "POST",
+        "/networks/sub/connect",
+        {"Container": "other", "EndpointConfig": {"IPAMConfig": {"IPv4Address": "10.99.0.50"}}},
+    ),
+    (
+        "an address without subnet",
+        "POST",
+        "/networks/net/connect",
+        {"Container": "other", "EndpointConfig": {"IPAMConfig": {"IPv4Address": "172.18.0.50"}}},
+    ),
+    ("connect nobody", "POST", "/networks/net/connect", {"Container": "nosuch"}),
+    ("connect to none", "POST", "/networks/nosuch/connect", {"Container": "box"}),
+    ("connect to host", "POST", "/networks/host/connect", {"Container": "box"}),
+    ("container", "GET", "/containers/box/json", None),
+    ("network with member", "GET", "/networks/sub", None),
+    ("remove in use", "DELETE", "/networks/net", None),
+    ("disconnect", "POST", "/networks/net/disconnect", {"Container": "box"}),
+    ("disconnect again", "POST", "/networks/net/disconnect", {"Container": "box"}),
+    ("disconnect nobody", "POST", "/networks/net/disconnect", {"Container": "nosuch"}),
+    ("disconnect stopped", "POST", "/networks/net/disconnect", {"Container": "stopped"}),
+    ("connect stopped", "POST", "/networks/net/connect", {"Container": "stopped"}),
+    ("filter", "GET", '/networks?filters={"name":["sub"]}', None),
+    ("bad filter", "GET", '/networks?filters={"nosuch":["x"]}', None),
+    ("prune with a bad filter", "POST", '/networks/prune?filters={"nosuch":["x"]}', None),
+    ("prune by label", "POST", '/networks/prune?filters={"label":["a=2"]}', None),
+    ("remove predefined", "DELETE", "/networks/bridge", None),
+    ("remove", "DELETE", "/networks/inner", None),
+    ("remove again", "DELETE", "/networks/inner", None),
+]
+
+
+def _play(engine: Engine, requests: list[tuple[str, str, str, Any]]) -> Documents:
+    documents: Documents = {}
+    for name, method, path, body in requests:
+        status, _, answer = engine.api(method, f"{V}{path.replace(' ', '%20')}", body, timeout=60)
+        said = json.loads(answer) if answer.strip()[:1] in (b"{", b"[") else answer.decode()
+        documents[name] = {"status": status, "body": said}
+    return documents
+
+
+@scenario
+def networks(engine: Engine) -> Documents:
+    """The life of user-defined networks, and what is refused."""
+    for name in ("box", "other"):
+        engine.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
+    engine.ok("create", "--name", "stopped", "busybox")
+    try:
+        documents = _play(engine, NETWORK_REQUESTS)
+        box = documents.pop("container")["body"]
+        documents["endpoints"] = box["NetworkSettings"]["Networks"]
+        engine.remove_everything()
+        pruned = json.loads(engine.api("POST", f"{V}/networks/prune")[2])
+        documents["prune"] = {key: sorted(value or []) for key, value in pruned.items()}
+        return documents
+    finally:
+        engine.remove_everything()
+        engine.docker("network", "prune", "-f")
+
+
+VOLUME_REQUESTS: list[tuple[str, str, str, Any]] = [
+    ("create", "POST", "/volumes/create", {"Name": "vol", "Labels": {"a": "1"}}),
+    ("create again", "POST", "/volumes/create", {"Name": "vol", "Labels": {"b": "2"}}),
+    (
+        "create tmpfs",
+        "POST",
+        "/volumes/create",
+        {"Name": "mem", "DriverOpts": {"type": "tmpfs", "device": "tmpfs", "o": "size=1m"}},
+    ),
+    ("unknown option", "POST", "/volumes/create", {"Name": "bad", "DriverOpts": {"nosuch": "1"}}),
+    ("type without device", "POST", "/volumes/create", {"Name": "bad", "DriverOpts": {"type": "tmpfs"}}),
+    ("short name", "POST", "/volumes/create", {"Name": "x"}),
+    ("bad name", "POST", "/volumes/create", {"Name": "../x"}),
+    ("inspect", "GET", "/volumes/vol", None),
+    ("inspect tmpfs", "GET", "/volumes/mem", None),
+    ("inspect none", "GET", "/volumes/nosuch", None),
+    ("filter dangling", "GET", '/volumes?filters={"dangling":["true"],"name":["mem"]}', None),
+    ("filter label", "GET", '/volumes?filters={"label":["a=1"]}', None),
+    ("bad filter", "GET", '/volumes?filters={"nosuch":["x"]}', None),
+    ("remove used", "DELETE", "/volumes/used", None),
+    ("remove used by force", "DELETE", "/volumes/used?force=1", None),
+    ("remove none", "DELETE", "/volumes/nosuch", None),
+    ("remove none by force", "DELETE", "/volumes/nosuch?force=1", None),
+    ("prune with a bad filter", "POST", '/volumes/prune?filters={"nosuch":["x"]}', None),
+    ("prune by label", "POST", '/volumes/prune?filters={"label":["a=2"]}', None),
+    ("remove", "DELETE", "/volumes/vol", None),
+]
+
+
+@scenario
+def volumes(engine: Engine) -> Documents:
+    """The life of volumes, and what is refused."""
+    engine.ok("create", "--name", "box", "-v", "used:/a", "busybox")
+    return _play(engine, VOLUME_REQUESTS)

@@ -83,6 +83,7 @@ class Engine:
         self.log = self.base / "engine.log"
         self.flags = list(flags)
         self.client = client
+        self.variables: dict[str, str] = {}  # further variables of the daemon's environment
         self.host = f"unix://{self.socket}"
         self.daemon: subprocess.Popen[bytes] | None = None
         config = self.base / "client"
@@ -105,7 +106,7 @@ class Engine:
 
     def environment(self) -> dict[str, str]:
         """What the daemon's process gets beside the machine's environment."""
-        return {k: v for k, v in os.environ.items() if not k.startswith("DOCKER_")}
+        return {k: v for k, v in os.environ.items() if not k.startswith("DOCKER_")} | self.variables
 
     def start(self, *, timeout: float = 30, extra: Sequence[str] = ()) -> None:
         """Start the daemon and wait until it answers `_ping`."""

@@ -23,8 +23,13 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -53,6 +58,21 @@ def _check(result: int, what: str) -> None:
 def _mount(source: str, target: str, kind: str | None, flags: int = 0, data: str | None = None) -> None:
     encoded = [None if text is None else text.encode() for text in (source, target, kind)]
     _check(_libc.mount(*encoded, flags, None if data is None else data.encode()), f"mount {target}")
+
+
+def inside(pid: int, action: Callable[[], T]) -> T:
+    """Run `action` in the network namespace of a process, on a thread made for it."""
+
+    def run() -> T:
+        netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_libc.setns(netns, CLONE_NEWNET), "setns")
+        finally:
+            os.close(netns)
+        return action()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
 
 
 @dataclass(frozen=True, slots=True)

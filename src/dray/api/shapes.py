@@ -17,7 +17,7 @@ away is changed in place; what needs fields that the models no longer have becom
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -46,6 +46,9 @@ def _document(value: msgspec.Struct) -> Document:
     return document
 
 
+_NAMELESS = ("bridge", "host", "none")  # the predefined networks know no aliases
+
+
 def container_summaries(found: list[models.ContainerSummary], version: Version) -> Any:
     """Shape the list of containers."""
     if version >= (1, 52):
@@ -60,7 +63,7 @@ def container_summaries(found: list[models.ContainerSummary], version: Version) 
         return found
     documents = [_document(summary) for summary in found]
     for document in documents:
-        _age_endpoints(document["NetworkSettings"]["Networks"].values(), document["Id"], version)
+        _age_endpoints(document["NetworkSettings"]["Networks"], document["Id"], version)
     return documents
 
 
@@ -90,18 +93,20 @@ def container(found: models.ContainerInspectResponse, version: Version) -> Any:
     document["Config"].setdefault("OnBuild", None)
     if main.get("MacAddress") and version >= (1, 44):
         document["Config"].setdefault("MacAddress", main["MacAddress"])
-    _age_endpoints(networks.values(), found.id, version)
+    _age_endpoints(networks, found.id, version)
     if version < (1, 42):
         document["HostConfig"].setdefault("KernelMemory", 0)
         document["HostConfig"].setdefault("KernelMemoryTCP", 0)
     return document
 
 
-def _age_endpoints(endpoints: Iterable[Document], container_id: str, version: Version) -> None:
+def _age_endpoints(endpoints: Mapping[str, Document], container_id: str, version: Version) -> None:
     short_id = container_id[:12]
-    for endpoint in endpoints:
-        if version < (1, 45) and endpoint.get("Aliases") and short_id not in endpoint["Aliases"]:
-            endpoint["Aliases"].append(short_id)
+    for name, endpoint in endpoints.items():
+        aliases = endpoint.get("Aliases") or []
+        named = aliases or (name not in _NAMELESS and endpoint.get("NetworkID"))  # it was in that network once
+        if version < (1, 45) and named and short_id not in aliases:
+            endpoint["Aliases"] = [*aliases, short_id]
         if version < (1, 44):
             endpoint.pop("DNSNames", None)
         if version < (1, 48):

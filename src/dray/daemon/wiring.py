@@ -346,12 +346,13 @@ class House:
         if has_apparmor():
             await asyncio.to_thread(apparmor.ensure)
         ended = await self.supervisor.reattach(self.tasks)
-        live = {
-            one.id: one.record.endpoints for one in self.registry if one.state.running and one.task is not None
-        }
         await self.remap.open(self.zygote)
         await asyncio.to_thread(mapped.check, self.layout.data_root, self.snapshots.name, self.remap)
-        await self.controller.start(live)
+        live = {one.id: one for one in self.registry if one.state.running and one.task is not None}
+        await self.controller.start(
+            {key: one.record.endpoints for key, one in live.items()},
+            pids={key: one.state.pid for key, one in live.items()},
+        )
         await self.peers.adopt()
         self._adopt_volumes()
         await self.supervisor.settle(ended)

@@ -21,8 +21,8 @@ import msgspec
 
 from dray.api import models as api
 from dray.api.requests import EditRequest
+from dray.base import failpoints
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound, NotModified, Unsupported
-from dray.base.failpoints import reach
 from dray.engine import mounts, validate
 from dray.engine.creation import Creator
 from dray.engine.events import Events
@@ -78,11 +78,11 @@ class Editor:
         ran = status in ("running", "restarting")
         if ran:
             await self._stop(container)
-        reach("edit-stopped")
+        failpoints.reach("edit.stopped")
         try:
             async with AsyncExitStack() as undo:
                 await self._creator.add_mounts(new, fresh, undo)
-                reach("edit-volumes")
+                failpoints.reach("edit.volumes")
                 old = await self._adopt(container, new, request.name)
                 undo.pop_all()
         except BaseException:
@@ -91,7 +91,7 @@ class Editor:
             raise
         for point in fresh:
             self._creator.let_go(point, container.id)
-        reach("edit-written")
+        failpoints.reach("edit.written")
         self._events.publish("container", "edit", container.id, event_attributes(container))
         if ran:
             await self._start_or_put_back(container, old)
@@ -101,7 +101,7 @@ class Editor:
         container.record.resume = True
         self._registry.save(container)
         await self._registry.sync()
-        reach("edit-noted")
+        failpoints.reach("edit.noted")
         container.stop_requested = True  # neither its restart policy nor --rm may act
         try:
             with contextlib.suppress(NotModified):
@@ -145,7 +145,7 @@ class Editor:
         try:
             with contextlib.suppress(NotModified):
                 await self._lifecycle.start(container)
-            reach("edit-started")
+            failpoints.reach("edit.started")
         except DrayError as error:
             async with container.lock:
                 self._write(container, old, old.name)

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from dray.api import models as api
+from dray.base import failpoints
 from dray.base.errors import Conflict, InvalidParameter
 from dray.base.files import remove_tree
 from dray.engine import links, shm, spec
@@ -88,6 +89,7 @@ class Launcher:
         undo.push_async_callback(self._sources.release, record)
         await self._sources.prepare(record)
         laps.lap("mounts")
+        failpoints.reach("start.mounts")
         attachment = await self._networks.attach(record.id, sandbox_ask(record, user))
         laps.lap("network")
         undo.push_async_callback(self._networks.detach, record.id, attachment.endpoints)
@@ -110,10 +112,12 @@ class Launcher:
             mounts = self._sources.pinned(record, run_dir, mapped=user is not None)
             self._write_spec(run_dir, self._spec(record, attachment, linked, mounts, user))
             laps.lap("spec")
+            failpoints.reach("start.files")
             request, descriptors = self._request(record, attachment, run_dir, user)
             if resolver is not None:
                 await resolver  # it was being made meanwhile
             laps.lap("names")
+            failpoints.reach("start.named")
             pending, container.pending = container.pending, []
             task = await self._tasks.create(request, descriptors=descriptors, attachments=pending)
             if mounts is not record.mounts:
@@ -121,6 +125,7 @@ class Launcher:
         finally:
             attachment.close()
         laps.lap("task")
+        failpoints.reach("start.task")
         log.debug("start of %s: %s", record.name, laps)
         for endpoint in attachment.endpoints:
             self._network_event("connect", record, endpoint)

@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
+from dray.base import failpoints
 from dray.base.errors import Conflict, DrayError, Internal, NotFound, NotModified, StartError, Unavailable
 from dray.base.files import remove_tree
 from dray.engine import restart, signals
@@ -102,6 +103,7 @@ class Lifecycle:
                 state.status, state.pid, record.resume = "running", task.pid, False
                 state.started_at, state.error, state.exit_code, state.oom_killed = task.started_at, "", 0, False
                 self._registry.save(container)
+                failpoints.reach("start.recorded")
                 undo.pop_all()
         except Exception as error:
             code = error.exit_code if isinstance(error, StartError) else 128
@@ -163,8 +165,10 @@ class Lifecycle:
                 if run.running:
                     run.running, run.exit_code = False, 137
                     run.finished.set()
+            endpoints, record.endpoints = record.endpoints, []
             with _logged(container, "its end could not be written down"):  # exit.json has it for the next daemon
                 self._registry.save(container)
+            failpoints.reach("stop.recorded")
             attributes = event_attributes(container)
             if unheard:
                 self._events.publish("container", "oom", container.id, attributes)
@@ -174,7 +178,6 @@ class Lifecycle:
                 container.id,
                 attributes | {"exitCode": str(status.exit_code), "execDuration": str(int(ran))},
             )
-            endpoints, record.endpoints = record.endpoints, []
             with _logged(container, "its network could not be given back"):
                 await self._networks.detach(container.id, endpoints)
             with _logged(container, "its volumes could not be given back"):
@@ -182,9 +185,11 @@ class Lifecycle:
                 self.later(self._launcher.release_volumes(record))
             with _logged(container, "its peers could not be told"):
                 self._peers.gone(container.id, endpoints)
+            failpoints.reach("stop.named")
             if task is not None:
                 with _logged(container, "its shim could not be released"):
                     await task.release()
+            failpoints.reach("stop.done")
             container.settled.set()
         self._tell(container.exit_waiters, status)
         if again:

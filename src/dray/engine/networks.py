@@ -6,6 +6,7 @@ import msgspec
 
 from dray.api import models as api
 from dray.api.filters import Filters
+from dray.base import failpoints
 from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound
 from dray.engine import clock
 from dray.engine.events import Events
@@ -99,6 +100,7 @@ class NetworkVerbs:
             )
         )
         await self._registry.sync()
+        failpoints.reach("network-create.done")
         self._peers.warm()
         self._publish("create", network)
         return api.NetworkCreateResponse(id=network.id)
@@ -164,6 +166,7 @@ class NetworkVerbs:
             raise Forbidden(f"error while removing network: network {network.name} has active endpoints ({names})")
         await self._controller.remove(network.id)
         await self._registry.sync()
+        failpoints.reach("network-remove.done")
         self._publish("destroy", network)
 
     async def connect(self, ref: str, request: api.NetworkConnectRequest) -> None:
@@ -197,9 +200,11 @@ class NetworkVerbs:
                     record.id, sandbox_ask(record), endpoint_ask(network.name, settings), pid=container.task.pid
                 )
                 await self._peers.connected(container, before)
+                failpoints.reach("connect.named")
             asked[network.name] = settings
             record.networking = api.NetworkingConfig(endpoints_config=asked)
             self._registry.save(container)
+            failpoints.reach("connect.recorded")
             await self._registry.sync()
         self._publish("connect", network, container)
 
@@ -220,9 +225,11 @@ class NetworkVerbs:
                 before = record.endpoints
                 record.endpoints = await self._controller.disconnect(record.id, held[0], pid=container.task.pid)
                 self._peers.disconnected(container, before)
+                failpoints.reach("disconnect.named")
             asked.pop(network.name, None)
             record.networking = api.NetworkingConfig(endpoints_config=asked)
             self._registry.save(container)
+            failpoints.reach("disconnect.recorded")
             await self._registry.sync()
         self._publish("disconnect", network, container)
 

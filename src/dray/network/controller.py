@@ -12,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from types import MappingProxyType
 
+from dray.base import failpoints
 from dray.base.errors import DrayError, Forbidden, NotFound
 from dray.base.records import Records
 from dray.linux.links import Links
-from dray.network import detour, endpoints, firewall, forwarding, hostfiles, live, sandbox, sysctls
+from dray.network import detour, endpoints, firewall, forwarding, hostfiles, live, repair, sandbox, sysctls
 from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
 from dray.network.claim import Claim, check_bridge
@@ -45,6 +48,8 @@ from dray.network.publisher import Publisher
 from dray.network.sandbox import Sandboxes
 from dray.network.wiring import Wiring
 from dray.plugins.registry import Plugins
+
+log = logging.getLogger(__name__)
 
 _MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 
@@ -91,8 +96,11 @@ class Controller:
         self._watching = False
         self._peers = PeerFollower(self._overlay, self._firewall, self._networks.all)
 
-    async def start(self, running: Mapping[str, Sequence[Endpoint]]) -> None:
-        """Make the kernel follow the records; `running` are the stored endpoints of the containers that run.
+    async def start(
+        self, running: Mapping[str, Sequence[Endpoint]], *, pids: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """Make the kernel follow the records; `running` are the stored endpoints of the containers that run, `pids`
+        their first processes.
 
         What is missing is made, what is left over is removed, and established connections go on. Unsupported,
         saying what to do, where the host forbids what is needed.
@@ -110,7 +118,7 @@ class Controller:
             if not network.config_only:
                 self._networks.driver(network).up(network)
         self._forward()
-        self._reconcile(everything)
+        self._reconcile(everything, pids)
         self._peers.follow()
         self._plugged.start(self._networks.all(), everything)
         if self._firewall is not None:
@@ -196,11 +204,14 @@ class Controller:
         return self._make(network)
 
     def _make(self, network: Network) -> Network:
+        failpoints.reach("network-create.recorded")
         with ExitStack() as undo:
             undo.callback(self._networks.forget, network)
             undo.callback(self._networks.driver(network).down, network)
             self._rules(undo)
+            failpoints.reach("network-create.rules")
             self._networks.driver(network).up(network)
+            failpoints.reach("network-create.interface")
             self._forward()
             self._peers.follow()
             undo.pop_all()
@@ -240,8 +251,11 @@ class Controller:
                 )
             with self._networks.hidden(network):
                 await self._plugged.delete(network)
+        failpoints.reach("network-remove.begun")
         self._networks.driver(network).down(network)
+        failpoints.reach("network-remove.interface")
         self._networks.forget(network)
+        failpoints.reach("network-remove.forgotten")
         self._rules()
         self._peers.follow()
         return network
@@ -285,9 +299,11 @@ class Controller:
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in built}
             return Attachment(endpoints=built)
         namespace = await self._pool.take(ask)
+        failpoints.reach("start.namespace")
         with ExitStack() as undo:
             undo.callback(namespace.close)
             built = self._build(container_id, ask, planned, undo)
+            failpoints.reach("start.addressed")
             made = self._wiring.wire(ask, built, namespace, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
             undo.pop_all()
@@ -324,10 +340,12 @@ class Controller:
             if network is not None:
                 self._networks.driver(network).unplug(network, endpoint)
         await self._plugged.leave(gone)
+        failpoints.reach("stop.unplugged")
         # Addresses and ports of a stale endpoint may be another container's by now: only what we know is freed.
         for endpoint in known.values():
             self._publisher.withdraw(endpoint)
             self._release(endpoint)
+        failpoints.reach("stop.released")
 
     async def connect(
         self, container_id: str, sandbox_ask: SandboxAsk, ask: EndpointAsk, *, pid: int
@@ -379,8 +397,11 @@ class Controller:
             raise Forbidden("container cannot be disconnected from host network or connected to host network")
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside:
             self._networks.driver(network).unplug(network, known)
+            failpoints.reach("disconnect.unplugged")
             live.forget(inside, known)
+            failpoints.reach("disconnect.released")
             after = self._wiring.reroute(inside, list(held.values()), gone=known)
+            failpoints.reach("disconnect.routed")
         self._endpoints[container_id] = {end.network_id: end for end in after}
         await self._plugged.leave([known])
         self._release(known)
@@ -430,8 +451,8 @@ class Controller:
             drop = not self._config.ip_forward_no_drop
             forwarding.follow(self._bridges(), self._host, self._firewall, veths, drop=drop)
 
-    def _reconcile(self, everything: Sequence[Endpoint]) -> None:
-        """Put host ends of running containers right, and remove interfaces that nothing wants any more."""
+    def _reconcile(self, everything: Sequence[Endpoint], pids: Mapping[str, int]) -> None:
+        """Put interfaces of running containers right, and remove those that nothing wants any more."""
         present = {link.name: link for link in self._host.links()}
         for endpoint in everything:
             network = self._networks.get(endpoint.network_id)
@@ -440,8 +461,22 @@ class Controller:
                 driver.replug(network, endpoint, present[endpoint.veth])
         keep = {network.interface for network in self._networks.all()} | {endpoint.veth for endpoint in everything}
         keep |= self._overlay.kept() | set(detour.names(self._config.table_name))
+        owner = self._config.table_name
+        for container_id in repair.damaged(self._endpoints, present.values(), owner=owner, keep=keep):
+            if container_id in pids:
+                self._mend(container_id, pids[container_id])
         left = self._bridge.sweep(keep)
         if left:
             task = asyncio.get_running_loop().create_task(asyncio.to_thread(live.delete, left))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _mend(self, container_id: str, pid: int) -> None:
+        with ExitStack() as undo, contextlib.suppress(NotFound):  # it is ending
+            held = list(self._endpoints[container_id].values())
+            try:
+                mended = repair.mend(pid, held, lambda endpoint, netns: self._wiring.plug(endpoint, netns, undo))
+                self._wiring.ready(mended)
+            except (DrayError, OSError) as error:
+                log.error("the network of container %s could not be put right: %s", container_id[:12], error)
+            undo.pop_all()

@@ -13,7 +13,7 @@ from ipaddress import ip_interface, ip_network
 
 import msgspec
 
-from dray.base import digest
+from dray.base import digest, failpoints
 from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound
 from dray.base.records import Change, Records
 from dray.linux.links import Interface, Links
@@ -121,6 +121,7 @@ class Networks:
         if not network.remote_ipam:
             network = msgspec.structs.replace(network, pools=self._choose_pools(network))
         self._take_pools(network)
+        failpoints.reach("network-create.chosen")
         self._keep(network, None)
         return network
 

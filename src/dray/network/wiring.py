@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
+from dray.base import failpoints
 from dray.linux.links import Links
 from dray.network import bandwidth, endpoints, live, sandbox, sysctls
 from dray.network.model import Attachment, Driver, Endpoint, Network, SandboxAsk
@@ -38,10 +39,13 @@ class Wiring:
         made = Attachment()
         undo.callback(made.close)
         for endpoint in built:
-            self._plug(endpoint, namespace.netns, undo)
+            self.plug(endpoint, namespace.netns, undo)
+        failpoints.reach("start.plugged")
         sandbox.wire(namespace.inside, built)
-        self._ready(built)
+        failpoints.reach("start.wired")
+        self.ready(built)
         made.endpoints = self._publisher.publish(built, ask, made, undo)
+        failpoints.reach("start.published")
         made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
         return made
 
@@ -55,15 +59,20 @@ class Wiring:
         undo: ExitStack,
     ) -> list[Endpoint]:
         """Wire one more endpoint into a sandbox that lives (`inside` is a socket there); return all its endpoints."""
+        failpoints.reach("connect.addressed")
         taken = [link.name for link in inside.links()]
         (built,) = endpoints.name_interfaces([built], self._network, taken, prefixes=prefixes)
-        self._plug(built, netns, undo)
+        self.plug(built, netns, undo)
+        failpoints.reach("connect.plugged")
         undo.callback(live.forget, inside, built)
         settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
         sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
         sandbox.wire(inside, [built], fresh=False)
-        self._ready([built])
-        return self.reroute(inside, [*held, built])
+        failpoints.reach("connect.wired")
+        self.ready([built])
+        after = self.reroute(inside, [*held, built])
+        failpoints.reach("connect.routed")
+        return after
 
     def reroute(self, inside: Links, held: Sequence[Endpoint], gone: Endpoint | None = None) -> list[Endpoint]:
         """Give default routes and published ports out anew, after an endpoint came or has `gone`."""
@@ -71,14 +80,16 @@ class Wiring:
         live.reroute(inside, held, after)
         return self._publisher.move(after, gone)
 
-    def _plug(self, endpoint: Endpoint, netns: int, undo: ExitStack) -> None:
+    def plug(self, endpoint: Endpoint, netns: int, undo: ExitStack) -> None:
+        """Make an endpoint's interface in a namespace, and limit what reaches it."""
         network = self._network(endpoint.network_id)
         driver = self._driver(network)
         undo.callback(driver.unplug, network, endpoint)
         driver.plug(network, endpoint, netns)
         bandwidth.limit_ingress(self._host, endpoint)
 
-    def _ready(self, built: Sequence[Endpoint]) -> None:
+    def ready(self, built: Sequence[Endpoint]) -> None:
+        """Make sure that packets pass, once the interfaces are up."""
         for endpoint in built:
             network = self._network(endpoint.network_id)
             self._driver(network).ready(network, endpoint)

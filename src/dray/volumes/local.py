@@ -26,6 +26,7 @@ from pathlib import Path
 
 import msgspec
 
+from dray.base import failpoints
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.files import owned_fd
 from dray.base.records import Change, Records
@@ -62,7 +63,9 @@ _decode = msgspec.json.Decoder(Volume).decode
 def check_name(name: str) -> None:
     """Refuse a name in Docker's words."""
     if len(name) == 1:
-        raise InvalidParameter("volume name is too short, names should be at least two alphanumeric characters")
+        raise InvalidParameter(
+            f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
+        )
     if not _NAME.fullmatch(name) or len(name) > 255:
         raise InvalidParameter(
             f'create {name}: "{name}" includes invalid characters for a local volume name, only '
@@ -188,7 +191,9 @@ class Volumes:
             taken = {quotas.project_of(path) for path in self._root.glob("*/_data")}
             quotas.limit(data, quotas.free_project(taken), size)
         volume = Volume(name, str(data), created=time.time_ns(), labels=labels, options=options)
+        failpoints.reach("volume-create.made")
         self._save(volume)
+        failpoints.reach("volume-create.recorded")
         return volume
 
     def exists(self, name: str) -> bool:
@@ -221,7 +226,9 @@ class Volumes:
                 raise Conflict(f"remove {name}: volume is in use - [{', '.join(in_use)}]")
             self.release(name)
             self._save(msgspec.structs.replace(volume, removing=True))
+            failpoints.reach("volume-remove.marked")
             self._discard(volume)
+            failpoints.reach("volume-remove.done")
         self._empty_trash()
 
     def _discard(self, volume: Volume) -> None:
@@ -295,6 +302,7 @@ class Volumes:
             with self._mount_lock(name):
                 if not mounts.is_mounted(volume.mountpoint):
                     self._mount(volume, words)
+                    failpoints.reach("volume-mount.mounted")
         return Mount("bind", volume.mountpoint, ("rbind", "ro" if "ro" in words else "rw"))
 
     def _mount_lock(self, name: str) -> threading.Lock:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from dray.base import failpoints
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound, Unsupported
 from dray.base.records import Change, Records
 from dray.plugins.registry import VOLUME, PluginRefused, Plugins
@@ -311,6 +312,7 @@ class VolumeTable:
             elif not self._mounts.get(name) and self.local.exists(name):
                 with contextlib.suppress(Conflict):  # somebody on the host uses it; the next time, then
                     await _in_thread(self.local.release, name)
+                failpoints.reach("stop.unmounted")
 
     @contextlib.asynccontextmanager
     async def mounted(self, name: str, *, user: str) -> AsyncIterator[str]:

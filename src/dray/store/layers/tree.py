@@ -29,6 +29,7 @@ def clean(name: bytes) -> bytes:
 
     An absolute name is taken from the root, as every tar reader does. InvalidParameter for a name that leaves it.
     """
+    name = name.removeprefix(b"./")
     if not name.startswith((b"/", b".")) and b"//" not in name and b"/." not in name and b"\0" not in name:
         name = name[:-1] if name.endswith(b"/") else name
         return name if name.count(b"/") < _DEPTH_MAX else _shallow(name.split(b"/"))

@@ -1,0 +1,81 @@
+"""Many containers started at once on one network: an address each, and every name known to every other.
+
+DRAY_TEST_CONTAINERS says how many; the default is what a test may take. 200 are run by `make names`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import dns.message
+import dns.rdatatype
+import pytest
+
+from support.engines import Engine
+from support.netstate import agree
+from support.world import inside
+
+COUNT = int(os.environ.get("DRAY_TEST_CONTAINERS", "30"))
+NETWORK = "crowd"
+ASK_ALL = 8  # containers that ask for every name; the others ask for a few neighbours
+RESOLVER = ("127.0.0.11", 53)
+
+
+@pytest.fixture
+def crowd(engine: Engine) -> Iterator[dict[str, str]]:
+    """The containers' addresses by name. All are started in the same moment."""
+    engine.ok("network", "create", NETWORK)
+    gate = threading.Barrier(COUNT)
+    settings = {"Image": "busybox", "Cmd": ["sleep", "6000"], "HostConfig": {"NetworkMode": NETWORK}}
+
+    def launch(name: str) -> int:
+        assert engine.api("POST", f"/containers/create?name={name}", settings, timeout=300)[0] == 201
+        gate.wait()
+        return engine.api("POST", f"/containers/{name}/start", timeout=300)[0]
+
+    with ThreadPoolExecutor(COUNT) as threads:
+        assert set(threads.map(launch, [f"box{n}" for n in range(COUNT)])) == {204}
+    members = engine.inspect(NETWORK, kind="network")["Containers"].values()
+    yield {one["Name"]: one["IPv4Address"].partition("/")[0] for one in members}
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: engine.api("DELETE", f"/containers/box{n}?force=1", timeout=300), range(COUNT)))
+    engine.ok("network", "rm", NETWORK)
+
+
+def asked_inside(pid: int, names: list[str]) -> dict[str, list[str]]:
+    """What the resolver answers in a container's network, asked for one after the other."""
+
+    def ask() -> dict[str, list[str]]:
+        found = {}
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(5)
+            asking.connect(RESOLVER)
+            for name in names:
+                asking.send(dns.message.make_query(name, dns.rdatatype.A).to_wire())
+                answer = dns.message.from_wire(asking.recv(4096))
+                found[name] = [str(record) for one in answer.answer for record in one]
+        return found
+
+    return inside(pid, ask)
+
+
+@pytest.mark.timeout(120 + 4 * COUNT)
+@pytest.mark.drayd_only("dockerd takes minutes for that many, and its resolver is another test's")
+def test_every_name_from_every_other(engine: Engine, crowd: dict[str, str]) -> None:
+    assert len(crowd) == COUNT
+    assert len(set(crowd.values())) == COUNT, "an address was given twice"
+    pids = {name: int(engine.get(f"/containers/{name}/json")["State"]["Pid"]) for name in crowd}
+    wanted = {name: [address] for name, address in crowd.items()}
+    names = list(crowd)
+    for number, (name, pid) in enumerate(pids.items()):
+        asked = names if number < ASK_ALL else [names[(number + step) % COUNT] for step in range(4)]
+        assert asked_inside(pid, asked) == {one: wanted[one] for one in asked}, name
+    agree(engine, after=f"{COUNT} at once")
+    engine.kill()
+    engine.start()
+    agree(engine, after="a restart among them")
+    assert asked_inside(pids["box0"], names) == wanted
