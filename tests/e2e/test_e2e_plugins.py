@@ -1,4 +1,4 @@
-"""Plugins of volumes and of authorization, with real clients: a small plugin beside the daemon."""
+"""Plugins of volumes, networks and authorization, with real clients: a small plugin beside the daemon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from support.engines import Engine
-from support.plugin import FakePlugin, running, volume_handlers
+from support.plugin import FakePlugin, Wires, running, volume_handlers
 
 SOCKETS = Path("/run/docker/plugins")
 pytestmark = pytest.mark.drayd_only("dockerd looks for plugins when it starts, and in the machine's own folder")
@@ -173,3 +173,62 @@ def test_a_dead_plugin_denies_in_clear_words(engine: Engine, guard: FakePlugin) 
     assert status == 500
     assert 'plugin guard failed with error: plugin "guard"' in json.loads(body)["message"]
     assert os.path.exists(engine.socket)
+
+
+# -- networks and addresses
+
+
+@pytest.fixture
+def wires(sockets: Path, engine: Engine) -> Iterator[tuple[FakePlugin, Wires]]:
+    made = Wires()
+    with running(sockets / "wires.sock", ["NetworkDriver", "IpamDriver"], made.handlers()) as found:
+        yield found, made
+        engine.remove_everything()
+
+
+def test_network_of_a_plugin(engine: Engine, wires: tuple[FakePlugin, Wires]) -> None:
+    plugin, made = wires
+    made.gateway = "10.9.0.1"
+    options = ("-o", "colour=red", "--ipam-driver", "wires", "--ipam-opt", "k=v")
+    network = engine.ok("network", "create", "-d", "wires", *options, "--subnet", "10.9.0.0/24", "shop")
+    shown = engine.inspect("shop", kind="network")
+    assert (shown["Driver"], shown["Scope"], shown["Options"]) == ("wires", "local", {"colour": "red"})
+    assert (shown["IPAM"]["Driver"], shown["IPAM"]["Options"]) == ("wires", {"k": "v"})
+    assert shown["IPAM"]["Config"] == [{"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.1"}]
+    assert plugin.asked("NetworkDriver.CreateNetwork")[0]["NetworkID"] == network
+    assert "wires" in engine.get("/info")["Plugins"]["Network"]
+    engine.ok("run", "-d", "--name", "box", "--network", "shop", "--ip", "10.9.0.7", "busybox", "sleep", "300")
+    assert "inet 10.9.0.7/24" in engine.ok("exec", "box", "ip", "address", "show", "wire0")
+    assert "default via 10.9.0.1" in engine.ok("exec", "box", "ip", "route")
+    assert engine.ok("run", "--rm", "--network", "shop", "busybox", "nslookup", "-type=a", "box.").count(
+        "10.9.0.7"
+    )
+    engine.ok("run", "-d", "--name", "other", "busybox", "sleep", "300")
+    engine.ok("network", "connect", "shop", "other")
+    assert "inet 10.9.0.2/24" in engine.ok("exec", "other", "ip", "address", "show", "wire0")
+    engine.ok("network", "disconnect", "shop", "other")
+    assert "wire0" not in engine.ok("exec", "other", "ip", "address")
+    engine.kill()
+    engine.start()
+    assert engine.inspect("box")["NetworkSettings"]["Networks"]["shop"]["IPAddress"] == "10.9.0.7"
+    assert "has active endpoints" in engine.fails("network", "rm", "shop")
+    engine.ok("rm", "-f", "box", "other")
+    engine.ok("network", "rm", "shop")
+    assert (made.networks, made.endpoints, made.addresses) == ({}, {}, set())
+
+
+def test_a_network_plugin_that_dies(engine: Engine, wires: tuple[FakePlugin, Wires]) -> None:
+    plugin, _ = wires
+    engine.ok("network", "create", "-d", "wires", "--subnet", "10.9.0.0/24", "shop")
+    plugin.handlers["NetworkDriver.CreateEndpoint"] = lambda _: {"Err": "out of wire"}
+    message = engine.fails("run", "--name", "box", "--network", "shop", "busybox", "true", status=125)
+    assert 'plugin "wires": NetworkDriver.CreateEndpoint: out of wire' in message
+    plugin.close()
+    assert 'plugin "wires" not found' in engine.fails("start", "box")
+    assert engine.ok("run", "--rm", "busybox", "echo", "on") == "on"
+    assert 'network shop cannot be removed without its plugin: plugin "wires" not found' in engine.fails(
+        "network", "rm", "-f", "shop"
+    )
+    engine.ok("rm", "box")
+    with running(plugin.path, ["NetworkDriver"], Wires().handlers()):
+        engine.ok("network", "rm", "shop")

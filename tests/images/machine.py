@@ -46,7 +46,18 @@ LATE_MODULES = (
         "nft_ct",
         "nf_conntrack",
     ),
-    *("nf_conntrack_netlink", "br_netfilter", "macvlan", "ipvlan", "vxlan", "xfrm_user", "esp4", "nft_fib_inet"),
+    *(
+        "nf_conntrack_netlink",
+        "br_netfilter",
+        "macvlan",
+        "ipvlan",
+        "vxlan",
+        "xfrm_user",
+        "esp4",
+        "nft_fib_inet",
+        "8021q",
+        "dummy",
+    ),
 )
 DISK_BYTES = 3 << 30
 UNWANTED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/perl5", "usr/share/perl", "usr/lib/x86_64-linux-gnu/perl", "usr/lib/x86_64-linux-gnu/perl-base")  # fmt: skip

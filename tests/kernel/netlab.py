@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dray.base.records import Change
 from dray.linux import libc
-from dray.linux.links import Links, up_request
+from dray.linux.links import Links, up_request, veth_request
 
 CLONE_NEWNET = 0x40000000
 
@@ -108,6 +108,29 @@ def output(netns: int | None, *argv: str, timeout: float = 10) -> str:
     with entered(netns) if netns is not None else contextlib.nullcontext():
         done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False)
     return done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def private_neighbour(host: int) -> Iterator[int]:
+    """A second host, 192.0.2.9, on a wire (`wire` here, `eth0` there); yields its namespace."""
+    libc.unshare(CLONE_NEWNET)
+    outside = current_namespace()
+    with Links.open() as links:
+        links.apply([up_request(1)])
+    libc.setns(host, CLONE_NEWNET)
+    with Links.open() as links:
+        links.apply([veth_request("wire", "eth0", peer_netns=outside, master=0, mac="02:00:00:00:00:09")])
+    output(None, "ip", "address", "add", "192.0.2.1/24", "dev", "wire")
+    output(None, "ip", "-6", "address", "add", "2001:db8::1/64", "dev", "wire", "nodad")
+    output(None, "ip", "link", "set", "wire", "up")
+    output(outside, "ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
+    output(outside, "ip", "-6", "address", "add", "2001:db8::9/64", "dev", "eth0", "nodad")
+    output(outside, "ip", "link", "set", "eth0", "up")
+    output(outside, "ip", "route", "add", "172.16.0.0/12", "via", "192.0.2.1")
+    try:
+        yield outside
+    finally:
+        os.close(outside)
 
 
 class Server:

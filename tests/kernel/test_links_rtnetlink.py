@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_interface
 import pytest
 from netlab import LocalNamespaces, output, private_host
 
-from dray.linux import links
+from dray.linux import links, routes
 from dray.linux.links import Links, Route
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -52,8 +52,8 @@ async def test_a_veth_pair_is_born_in_its_namespace_and_on_its_bridge(host: Link
                 links.up_request(peer.index),
                 links.address_request(peer.index, ip_interface("10.0.0.2/24")),
                 links.address_request(peer.index, ip_interface("fd00::2/64")),
-                links.default_route_request(peer.index, ip_address("10.0.0.1"), 4),
-                links.default_route_request(peer.index, ip_address("fd00::1"), 6),
+                routes.default_route_request(peer.index, ip_address("10.0.0.1"), 4),
+                routes.default_route_request(peer.index, ip_address("fd00::1"), 6),
                 links.settle_request("eth7"),
             ]
         )
@@ -61,7 +61,7 @@ async def test_a_veth_pair_is_born_in_its_namespace_and_on_its_bridge(host: Link
         assert {"10.0.0.2/24", "fd00::2/64"} <= found
         assert Route("0.0.0.0/0", "10.0.0.1", peer.index) in inside.routes()
         assert Route("::/0", "fd00::1", peer.index) in inside.routes()
-        inside.apply([links.default_route_request(peer.index, ip_address("10.0.0.1"), 4, remove=True)])
+        inside.apply([routes.default_route_request(peer.index, ip_address("10.0.0.1"), 4, remove=True)])
         assert Route("0.0.0.0/0", "10.0.0.1", peer.index) not in inside.routes()
         inside.apply([links.address_request(peer.index, ip_interface("10.0.0.2/24"), remove=True)])
         assert "10.0.0.2/24" not in {str(address) for _, address in inside.addresses(peer.index)}

@@ -8,8 +8,8 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from netlab import Server, entered, output, private_host, say, wait_for
-from test_network_ports import A, B, Lab, port, private_neighbour
+from netlab import Server, entered, output, private_host, private_neighbour, say, wait_for
+from test_network_ports import A, B, Lab, port
 
 from dray.base.errors import Unsupported
 from dray.network.asks import NetworkAsk

@@ -6,9 +6,9 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
-from netlab import Server, output, private_host, say
+from netlab import Server, output, private_host, private_neighbour, say
 from test_network_live import Process
-from test_network_ports import A, B, C, Lab, port, private_neighbour
+from test_network_ports import A, B, C, Lab, port
 
 from dray.base.errors import Forbidden, InvalidParameter, Unsupported
 from dray.network.asks import NetworkAsk

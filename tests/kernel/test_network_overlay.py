@@ -12,11 +12,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from netlab import LocalNamespaces, MemoryRecords, Server, entered, output, private_host, say
-from test_network_ports import A, private_neighbour
+from netlab import LocalNamespaces, MemoryRecords, Server, entered, output, private_host, private_neighbour, say
+from test_network_ports import A
 
 from dray.base.errors import InvalidParameter, Unsupported
-from dray.network import peers
+from dray.network import encryption, peers
 from dray.network.asks import NetworkAsk
 from dray.network.controller import Controller
 from dray.network.model import NetworkConfig, Pool, SandboxAsk
@@ -142,7 +142,8 @@ async def test_frames_of_a_host_that_is_no_peer_are_dropped(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"encrypted": ""}, Unsupported, "option encrypted is not supported"),
+        ({"encrypted": "maybe"}, InvalidParameter, "invalid value 'maybe' of option encrypted"),
+        ({"encrypted": ""}, InvalidParameter, "make it root's, mode 0600"),
         ({VNI: ""}, InvalidParameter, r"needs the option com\.dray\.overlay\.vni"),
         ({VNI: "16777216"}, InvalidParameter, "1 to 16777215"),
         ({ADDRESS: "here"}, InvalidParameter, "invalid host address 'here'"),
@@ -164,3 +165,59 @@ async def test_networks_that_cannot_be(
         with pytest.raises(kind, match=words):
             await pair.daemons[0].create(ask)
         assert output(None, "ip", "-br", "link") == before
+
+
+KEY = "5e" * 32
+
+
+def keyed(pair: Pair, number: int, *keys: str, mode: int = 0o600) -> None:
+    """Write a daemon's table with keys."""
+    table = {"peers": [{"host": one} for one in HOSTS], "keys": list(keys)}
+    pair.tables[number].write_text(json.dumps(table))
+    pair.tables[number].chmod(mode)
+
+
+@pytest.mark.parametrize(
+    ("keys", "mode", "words"),
+    [
+        ([], 0o600, "names no keys"),
+        (["5e"], 0o600, "is not 64 hexadecimal digits"),
+        ([KEY], 0o640, "others than root can read it: make it root's, mode 0600"),
+    ],
+)
+async def test_keys_that_cannot_be(pair: Pair, keys: list[str], mode: int, words: str) -> None:
+    keyed(pair, 0, *keys, mode=mode)
+    ask = overlay(0, pair.tables[0])
+    pools = [Pool(subnet="10.6.0.0/16")]
+    ask = msgspec.structs.replace(ask, name="two", pools=pools, options=ask.options | {VNI: "7", "encrypted": ""})
+    with entered(pair.hosts[0]), pytest.raises(InvalidParameter, match=words):
+        await pair.daemons[0].create(ask)
+
+
+async def test_encryption_or_a_word_about_the_kernel(pair: Pair) -> None:
+    """What it does to frames is tested where the kernel has it (tests/vm/test_vm_networks.py)."""
+    keyed(pair, 0, KEY)
+    ask = overlay(0, pair.tables[0])
+    pools = [Pool(subnet="10.6.0.0/16")]
+    ask = msgspec.structs.replace(ask, name="two", pools=pools, options=ask.options | {VNI: "7", "encrypted": ""})
+    with entered(pair.hosts[0]):
+        before = output(None, "ip", "xfrm", "policy")
+        made = await asyncio.gather(pair.daemons[0].create(ask), return_exceptions=True)
+        if isinstance(made[0], Unsupported):
+            assert "modprobe -a xfrm_user esp4" in str(made[0])
+            assert "vx-" in output(None, "ip", "-br", "link"), "the other network goes on"
+        else:
+            assert "proto esp" in output(None, "ip", "xfrm", "policy")
+            await pair.daemons[0].remove("two")
+        assert output(None, "ip", "xfrm", "policy") == before
+
+
+def test_each_direction_and_each_key_has_keys_of_its_own() -> None:
+    states = [
+        encryption.derive(key, *ends, 1)
+        for key in (KEY, "5f" * 32)
+        for ends in (("192.0.2.1", "192.0.2.2"), ("192.0.2.2", "192.0.2.1"))
+    ]
+    assert len({state.cipher_key for state in states} | {state.auth_key for state in states}) == 8
+    assert len({state.spi for state in states}) == 4
+    assert all(state.spi > 255 for state in states)

@@ -5,24 +5,22 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from netlab import (
     LocalNamespaces,
     MemoryRecords,
     Server,
-    current_namespace,
     entered,
     output,
     private_host,
+    private_neighbour,
     say,
     wait_for,
 )
 
 from dray.base.errors import Internal
-from dray.linux import libc
-from dray.linux.links import Links, up_request, veth_request
 from dray.network.controller import Controller
 from dray.network.model import Attachment, NetworkConfig, PortAsk, SandboxAsk
 
@@ -70,28 +68,6 @@ async def lab() -> AsyncIterator[Lab]:
         made = Lab(host, outside)
         yield made
         await made.close()
-
-
-@contextlib.contextmanager
-def private_neighbour(host: int) -> Iterator[int]:
-    libc.unshare(0x40000000)
-    outside = current_namespace()
-    with Links.open() as links:
-        links.apply([up_request(1)])
-    libc.setns(host, 0x40000000)
-    with Links.open() as links:
-        links.apply([veth_request("wire", "eth0", peer_netns=outside, master=0, mac="02:00:00:00:00:09")])
-    output(None, "ip", "address", "add", "192.0.2.1/24", "dev", "wire")
-    output(None, "ip", "-6", "address", "add", "2001:db8::1/64", "dev", "wire", "nodad")
-    output(None, "ip", "link", "set", "wire", "up")
-    output(outside, "ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
-    output(outside, "ip", "-6", "address", "add", "2001:db8::9/64", "dev", "eth0", "nodad")
-    output(outside, "ip", "link", "set", "eth0", "up")
-    output(outside, "ip", "route", "add", "172.16.0.0/12", "via", "192.0.2.1")
-    try:
-        yield outside
-    finally:
-        os.close(outside)
 
 
 def port(host_port: int, container_port: int = 80, host_ip: str = "", protocol: str = "tcp") -> PortAsk:

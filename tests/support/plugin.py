@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import ipaddress
 import json
 import os
 import shutil
 import socketserver
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from dray.linux import libc
 
 Handler = Callable[[dict[str, Any]], Any]
 
@@ -130,3 +134,80 @@ def volume_handlers(root: Path) -> dict[str, Handler]:
             "Volumes": [described(path.name) for path in sorted(root.iterdir()) if path.name[0] != "."]
         },
     }
+
+
+class Wires:
+    """A network driver that makes a veth pair for each endpoint and an IPAM driver with one subnet; run where the
+    daemon's network is. `netns`: a namespace to work in, a descriptor; the server's threads are nobody else's."""
+
+    def __init__(self, netns: int | None = None) -> None:
+        self.netns = netns
+        self.networks: dict[str, dict[str, Any]] = {}
+        self.endpoints: dict[str, dict[str, Any]] = {}
+        self.addresses: set[str] = set()
+        self.pools: set[str] = set()
+        self.gateway = ""
+        self.answers: dict[str, Any] = {}  # what Join says besides
+
+    def handlers(self) -> dict[str, Handler]:
+        done: dict[str, Any] = {}
+        return {
+            "NetworkDriver.GetCapabilities": lambda _: {"Scope": "local"},
+            "NetworkDriver.CreateNetwork": lambda asked: self.networks.update({asked["NetworkID"]: asked}) or done,
+            "NetworkDriver.DeleteNetwork": lambda asked: self.networks.pop(asked["NetworkID"], {}) and done,
+            "NetworkDriver.CreateEndpoint": self._create,
+            "NetworkDriver.EndpointOperInfo": lambda _: {"Value": {}},
+            "NetworkDriver.Join": self._join,
+            "NetworkDriver.Leave": lambda _: done,
+            "NetworkDriver.DeleteEndpoint": self._delete,
+            "IpamDriver.GetCapabilities": lambda _: {"RequiresMACAddress": True, "RequiresRequestReplay": True},
+            "IpamDriver.GetDefaultAddressSpaces": lambda _: {
+                "LocalDefaultAddressSpace": "here",
+                "GlobalDefaultAddressSpace": "everywhere",
+            },
+            "IpamDriver.RequestPool": self._pool,
+            "IpamDriver.ReleasePool": lambda asked: self.pools.discard(asked["PoolID"]) or done,
+            "IpamDriver.RequestAddress": self._address,
+            "IpamDriver.ReleaseAddress": lambda asked: self.addresses.discard(asked["Address"]) or done,
+        }
+
+    def ip(self, *words: str) -> str:
+        if self.netns is not None:
+            libc.setns(self.netns, 0x40000000)
+        return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+    def _create(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self.endpoints[asked["EndpointID"]] = asked
+        return {"Interface": {}}
+
+    def _join(self, asked: dict[str, Any]) -> dict[str, Any]:
+        name = asked["EndpointID"][:6]
+        self.ip("link", "add", f"h{name}", "type", "veth", "peer", "name", f"c{name}")
+        self.ip("link", "set", f"h{name}", "up")
+        if self.gateway:
+            self.ip("address", "add", f"{self.gateway}/24", "dev", f"h{name}")
+        return {
+            "InterfaceName": {"SrcName": f"c{name}", "DstPrefix": "wire"},
+            "Gateway": self.gateway,
+            "StaticRoutes": None,
+            **self.answers,
+        }
+
+    def _delete(self, asked: dict[str, Any]) -> dict[str, Any]:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.ip("link", "del", f"h{asked['EndpointID'][:6]}")
+        return {} if self.endpoints.pop(asked["EndpointID"], None) else {"Err": "no such endpoint"}
+
+    def _pool(self, asked: dict[str, Any]) -> dict[str, Any]:
+        pool = asked["Pool"] or "10.9.0.0/24"
+        self.pools.add(f"pool-{pool}")
+        return {"PoolID": f"pool-{pool}", "Pool": pool}
+
+    def _address(self, asked: dict[str, Any]) -> dict[str, Any]:
+        subnet = ipaddress.ip_network(asked["PoolID"].removeprefix("pool-"))
+        wanted = [asked["Address"]] if asked["Address"] else [str(host) for host in subnet.hosts()]
+        for address in wanted:
+            if address not in self.addresses:
+                self.addresses.add(address)
+                return {"Address": f"{address}/{subnet.prefixlen}"}
+        return {"Err": "no address left"}

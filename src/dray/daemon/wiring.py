@@ -170,7 +170,7 @@ class House:
         self.plugins = Plugins()
         self.volume_table = VolumeTable(self.volumes, self.plugins, self.metadata)
         self.sources = MountSources(self.volume_table, self.snapshots, self.remap)
-        self.controller = Controller(self.metadata, network_config(config, self.remap.maps), zygote)
+        self.controller = Controller(self.metadata, network_config(config, self.remap.maps), zygote, self.plugins)
         self.registry = Registry(self.metadata)
         self.registries = RemoteRegistries(registry_settings(config.values, file=config.file))
         settings = defaults(config)

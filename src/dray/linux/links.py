@@ -46,7 +46,6 @@ IFA_F_PERMANENT = 0x80
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 RT_TABLE_MAIN = 254
-RTPROT_BOOT = 3
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTN_UNICAST = 1
 
@@ -229,6 +228,12 @@ def move_request(index: int, name: str, namespace: int) -> Request:
     return Request(f"move an interface to {name}", RTM_NEWLINK, 0, body)
 
 
+def mac_request(index: int, mac: str) -> Request:
+    """Give an interface that is down another MAC address."""
+    body = link_message(index) + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
+    return Request(f"set MAC address {mac}", RTM_NEWLINK, 0, body)
+
+
 def mtu_request(index: int, mtu: int) -> Request:
     """Set an interface's MTU."""
     return Request(f"set MTU {mtu}", RTM_NEWLINK, 0, link_message(index) + netlink.u32(IFLA_MTU, mtu))
@@ -266,20 +271,6 @@ def address_request(index: int, interface: Interface, *, remove: bool = False) -
     if remove:
         return Request(f"remove address {interface}", RTM_DELADDR, 0, body)
     return Request(f"add address {interface}", RTM_NEWADDR, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
-
-
-def default_route_request(index: int, gateway: Address | None, version: int, *, remove: bool = False) -> Request:
-    """Add (or remove) a default route by a gateway, or straight onto the link when `gateway` is None."""
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    scope = RT_SCOPE_LINK if gateway is None and version == 4 else RT_SCOPE_UNIVERSE
-    body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0)
-    if gateway is not None:
-        body += netlink.attribute(RTA_GATEWAY, gateway.packed)
-    body += netlink.u32(RTA_OIF, index)
-    words = f"default route by {gateway or 'the link'}"
-    if remove:
-        return Request(f"remove {words}", RTM_DELROUTE, 0, body)
-    return Request(f"add {words}", RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE, body)
 
 
 def _decode_link(body: bytes) -> Link:

@@ -14,7 +14,7 @@ from dray.linux import netlink
 REG_VERDICT, REG_1, REG_2 = 0, 1, 2
 REG32 = 8
 
-META_MARK, META_IIFNAME, META_OIFNAME, META_L4PROTO = 3, 6, 7, 16
+META_MARK, META_IIFNAME, META_OIFNAME, META_L4PROTO, META_SECPATH = 3, 6, 7, 16, 25
 NETWORK, TRANSPORT = 1, 2
 EQUAL, NOT_EQUAL = 0, 1
 CT_STATE, CT_STATUS = 0, 2
@@ -40,6 +40,11 @@ def _value(kind: int, data: bytes) -> bytes:
 def meta(key: int, register: int = REG_1) -> bytes:
     """Load packet metadata: META_*."""
     return _expression("meta", netlink.be32(2, key), netlink.be32(1, register))
+
+
+def is_encrypted() -> bytes:
+    """Load whether the packet's route leads through IPsec: one byte (nft_rt, `rt ipsec`)."""
+    return _expression("rt", netlink.be32(1, REG_1), netlink.be32(2, 4))
 
 
 def payload(base: int, offset: int, length: int, register: int = REG_1) -> bytes:

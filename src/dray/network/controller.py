@@ -14,25 +14,14 @@ import contextlib
 import errno
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from types import MappingProxyType
 
 from dray.base import failpoints
 from dray.base.errors import DrayError, Forbidden, NotFound
 from dray.base.records import Records
 from dray.linux.links import Links
-from dray.network import (
-    bandwidth,
-    detour,
-    endpoints,
-    firewall,
-    forwarding,
-    hostfiles,
-    live,
-    repair,
-    sandbox,
-    sysctls,
-)
+from dray.network import detour, endpoints, firewall, forwarding, hostfiles, live, repair, sandbox, sysctls
 from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
 from dray.network.claim import Claim, check_bridge
@@ -53,9 +42,12 @@ from dray.network.networks import Networks
 from dray.network.none import NoneDriver
 from dray.network.overlay import OverlayDriver
 from dray.network.peers import PeerFollower
+from dray.network.plugged import Plugged, sandbox_path
 from dray.network.ports import HostPorts
 from dray.network.publisher import Publisher
 from dray.network.sandbox import Sandboxes
+from dray.network.wiring import Wiring
+from dray.plugins.registry import Plugins
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +57,13 @@ _MAC_RETRIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds
 class Controller:
     """Networking of one daemon. Owns the host's netlink sockets and the pool of namespaces."""
 
-    def __init__(self, records: Records, config: NetworkConfig, namespaces: NamespaceSource) -> None:
+    def __init__(
+        self,
+        records: Records,
+        config: NetworkConfig,
+        namespaces: NamespaceSource,
+        plugins: Plugins | None = None,
+    ) -> None:
         self._config = config
         self._host = Links.open()
         self._ipam = Ipam(config.address_pools, config.ipv6_pools)
@@ -82,7 +80,8 @@ class Controller:
                 IpvlanDriver(self._host, owner=config.table_name),
             )
         }
-        self._networks = Networks(records, config, self._host, self._ipam, self._drivers)
+        self._plugged = Plugged(plugins, records, self._host)
+        self._networks = Networks(records, config, self._host, self._ipam, self._drivers, self._plugged.is_plugin)
         with ExitStack() as undo:
             undo.callback(self._host.close)
             self._claim = Claim(config.table_name, config.bridge)
@@ -90,6 +89,7 @@ class Controller:
             self._firewall = firewall.of_config(config, self._host)
             undo.pop_all()
         self._publisher = Publisher(config, self._firewall, HostPorts(), self._host, self._network)
+        self._wiring = Wiring(self._host, self._publisher, self._network, self._networks.driver)
         self._pool = Sandboxes(namespaces, config.user_maps)
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # container id → network id → endpoint
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,6 +120,7 @@ class Controller:
         self._forward()
         self._reconcile(everything, pids)
         self._peers.follow()
+        self._plugged.start(self._networks.all(), everything)
         if self._firewall is not None:
             asyncio.get_running_loop().add_reader(self._firewall, self._firewall.check)
             self._watching = True
@@ -131,6 +132,7 @@ class Controller:
         wipe: no container runs and the host shall be as before: bridges, tables and forwarding go too
         """
         self._peers.close()
+        await self._plugged.close()
         await self._pool.close()
         await asyncio.gather(*self._tasks)
         if self._firewall is not None and self._watching:
@@ -197,6 +199,11 @@ class Controller:
         network = self._networks.create(ask)
         if network.config_only:
             return network
+        if network.remote or network.remote_ipam:
+            return await self._create_with_plugins(network)
+        return self._make(network)
+
+    def _make(self, network: Network) -> Network:
         failpoints.reach("network-create.recorded")
         with ExitStack() as undo:
             undo.callback(self._networks.forget, network)
@@ -208,6 +215,21 @@ class Controller:
             self._forward()
             self._peers.follow()
             undo.pop_all()
+        return network
+
+    async def _create_with_plugins(self, network: Network) -> Network:
+        with self._networks.hidden(network):
+            async with AsyncExitStack() as undo:
+                network, spaces = await self._plugged.prepare(network, undo)
+                network = self._networks.settle(network)
+                if network.remote:
+                    self._networks.hide(network)
+                    undo.callback(self._networks.forget, network)
+                    await self._plugged.create(network, spaces)
+                    self._networks.show(network)
+                else:
+                    self._make(network)
+                undo.pop_all()
         return network
 
     async def remove(self, name_or_id: str) -> Network:
@@ -222,6 +244,13 @@ class Controller:
         users = [other.name for other in self._networks.all() if other.config_from == network.name]
         if network.config_only and users:
             raise Forbidden(f'configuration network "{network.name}" is in use by {", ".join(users)}')
+        if network.remote or network.remote_ipam:
+            if joining := self._plugged.busy(network):
+                raise Forbidden(
+                    f"error while removing network: network {network.name} is being joined by {', '.join(joining)}"
+                )
+            with self._networks.hidden(network):
+                await self._plugged.delete(network)
         failpoints.reach("network-remove.begun")
         self._networks.driver(network).down(network)
         failpoints.reach("network-remove.interface")
@@ -262,6 +291,8 @@ class Controller:
         planned = endpoints.plan(ask, self._networks.resolve)
         if container_id in self._endpoints:
             await self.detach(container_id, ())
+        if any(network.remote or network.remote_ipam for network, _ in planned):
+            return await self._attach_with_plugins(container_id, ask, planned)
         if planned[0][0].driver == "host":
             with ExitStack() as undo:
                 built = self._build(container_id, ask, planned, undo)
@@ -273,18 +304,29 @@ class Controller:
             undo.callback(namespace.close)
             built = self._build(container_id, ask, planned, undo)
             failpoints.reach("start.addressed")
-            made = Attachment()
-            undo.callback(made.close)
-            for endpoint in built:
-                self._plug(endpoint, namespace.netns, undo)
-            failpoints.reach("start.plugged")
-            sandbox.wire(namespace.inside, built)
-            failpoints.reach("start.wired")
-            self._ready(built)
-            made.endpoints = self._publisher.publish(built, ask, made, undo)
-            failpoints.reach("start.published")
-            made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
+            made = self._wiring.wire(ask, built, namespace, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
+            undo.pop_all()
+        made.netns, made.userns = namespace.detach()
+        return made
+
+    async def _attach_with_plugins(
+        self, container_id: str, ask: SandboxAsk, planned: Sequence[tuple[Network, EndpointAsk]]
+    ) -> Attachment:
+        await self._plugged.settled(container_id)
+        namespace = await self._pool.take(ask)
+        with ExitStack() as undo:
+            undo.callback(namespace.close)
+            async with self._plugged.joining(sandbox_path(namespace.netns)) as joining:
+                built = [
+                    await joining.build(network, asked, ask, container_id, pools=self._ipam, undo=undo)
+                    for network, asked in planned
+                ]
+                named = endpoints.name_interfaces(built, self._network, prefixes=joining.prefixes)
+                made = self._wiring.wire(ask, endpoints.route(named), namespace, undo)
+                self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
+                undo.callback(self._endpoints.pop, container_id, None)
+                await self._plugged.route(made.endpoints)
             undo.pop_all()
         made.netns, made.userns = namespace.detach()
         return made
@@ -297,6 +339,7 @@ class Controller:
             network = self._networks.get(endpoint.network_id)
             if network is not None:
                 self._networks.driver(network).unplug(network, endpoint)
+        await self._plugged.leave(gone)
         failpoints.reach("stop.unplugged")
         # Addresses and ports of a stale endpoint may be another container's by now: only what we know is freed.
         for endpoint in known.values():
@@ -316,22 +359,21 @@ class Controller:
         held = list(self._endpoints.get(container_id, {}).values())
         live.check(network, ask, held)
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside, ExitStack() as undo:
-            built = endpoints.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
-            failpoints.reach("connect.addressed")
-            taken = [link.name for link in inside.links()]
-            (built,) = endpoints.name_interfaces([built], self._network, taken)
-            self._plug(built, netns, undo)
-            failpoints.reach("connect.plugged")
-            undo.callback(live.forget, inside, built)
-            settings = endpoints.sysctls([built], ipv6=sysctls.has_ipv6())
-            sandbox.inside(netns, lambda: [sysctls.write(key, value) for key, value in settings.items()])
-            sandbox.wire(inside, [built], fresh=False)
-            failpoints.reach("connect.wired")
-            self._ready([built])
-            after = self._rerouted(inside, [*held, built])
-            failpoints.reach("connect.routed")
+            if network.remote or network.remote_ipam:
+                joining = self._plugged.joining(sandbox_path(netns))
+                async with joining as plugins:
+                    build = plugins.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
+                    after = self._wiring.join(inside, netns, await build, held, plugins.prefixes, undo)
+            else:
+                built = endpoints.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
+                after = self._wiring.join(inside, netns, built, held, {}, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in after}
             undo.pop_all()
+        try:
+            await self._plugged.route(after)
+        except DrayError:  # the plugin cannot be the way out: as if nothing had been asked
+            await self.disconnect(container_id, self._endpoints[container_id][network.id], pid=pid)
+            raise
         return after
 
     def rename(self, container_id: str, old: str, new: str) -> list[Endpoint]:
@@ -356,18 +398,15 @@ class Controller:
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside:
             self._networks.driver(network).unplug(network, known)
             failpoints.reach("disconnect.unplugged")
-            self._release(known)
             live.forget(inside, known)
             failpoints.reach("disconnect.released")
-            after = self._rerouted(inside, list(held.values()), gone=known)
+            after = self._wiring.reroute(inside, list(held.values()), gone=known)
             failpoints.reach("disconnect.routed")
         self._endpoints[container_id] = {end.network_id: end for end in after}
+        await self._plugged.leave([known])
+        self._release(known)
+        await self._plugged.rerouted(after)
         return after
-
-    def _rerouted(self, inside: Links, held: Sequence[Endpoint], gone: Endpoint | None = None) -> list[Endpoint]:
-        after = endpoints.route(held)
-        live.reroute(inside, held, after)
-        return self._publisher.move(after, gone)
 
     def _build(
         self, container_id: str, ask: SandboxAsk, planned: Sequence[tuple[Network, EndpointAsk]], undo: ExitStack
@@ -386,18 +425,6 @@ class Controller:
 
     def _bridges(self) -> list[Network]:
         return [found for found in self._networks.all() if found.driver == "bridge" and not found.config_only]
-
-    def _plug(self, endpoint: Endpoint, netns: int, undo: ExitStack) -> None:
-        network = self._network(endpoint.network_id)
-        driver = self._networks.driver(network)
-        undo.callback(driver.unplug, network, endpoint)
-        driver.plug(network, endpoint, netns)
-        bandwidth.limit_ingress(self._host, endpoint)
-
-    def _ready(self, built: Sequence[Endpoint]) -> None:
-        for endpoint in built:
-            network = self._network(endpoint.network_id)
-            self._networks.driver(network).ready(network, endpoint)
 
     def _adopt(self, container_id: str, endpoint: Endpoint) -> None:
         self._endpoints.setdefault(container_id, {})[endpoint.network_id] = endpoint
@@ -448,8 +475,8 @@ class Controller:
         with ExitStack() as undo, contextlib.suppress(NotFound):  # it is ending
             held = list(self._endpoints[container_id].values())
             try:
-                mended = repair.mend(pid, held, lambda endpoint, netns: self._plug(endpoint, netns, undo))
-                self._ready(mended)
+                mended = repair.mend(pid, held, lambda endpoint, netns: self._wiring.plug(endpoint, netns, undo))
+                self._wiring.ready(mended)
             except (DrayError, OSError) as error:
                 log.error("the network of container %s could not be put right: %s", container_id[:12], error)
             undo.pop_all()

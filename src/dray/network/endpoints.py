@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
 
@@ -79,7 +79,7 @@ def check(network: Network, ask: EndpointAsk, *, alone: bool) -> None:
             raise Unsupported(
                 f"{option} cannot be obeyed on a {network.driver} network: only {bandwidth.EGRESS} can"
             )
-        if option not in (INTERFACE_NAME, SYSCTLS, *bandwidth.OPTIONS):
+        if not network.remote and option not in (INTERFACE_NAME, SYSCTLS, *bandwidth.OPTIONS):
             raise InvalidParameter(f"unknown driver option {option} of an endpoint")
 
 
@@ -88,12 +88,23 @@ def _version(subnet: str) -> int:
 
 
 def build(
-    network: Network, ask: EndpointAsk, sandbox: SandboxAsk, container_id: str, *, pools: Ipam, undo: ExitStack
+    network: Network,
+    ask: EndpointAsk,
+    sandbox: SandboxAsk,
+    container_id: str,
+    *,
+    pools: Ipam,
+    undo: ExitStack,
+    given: Mapping[int, tuple[str, int]] | None = None,
+    endpoint_id: str = "",
 ) -> Endpoint:
     """Make an endpoint with its addresses taken; `undo` gives them back. Interface name and default routes are
-    still to be set (`finish`)."""
+    still to be set (`name_interfaces`, `route`).
+
+    given: the addresses of a network whose addresses are a plugin's: IP version → (address, prefix length)
+    """
     endpoint = Endpoint(
-        id=digest.new_id(),
+        id=endpoint_id or digest.new_id(),
         network_id=network.id,
         network_name=network.name,
         driver=network.driver,
@@ -109,10 +120,11 @@ def build(
     if network.driver in ("host", "null"):
         return endpoint
     changes: dict[str, object] = {"link_local": [_link_local(text) for text in ask.link_local]}
-    changes["ingress_rate"], changes["egress_rate"] = bandwidth.rates(ask.driver_opts, network.options)
+    network_limits = {} if network.remote else network.options  # a plugin's options are its own
+    changes["ingress_rate"], changes["egress_rate"] = bandwidth.rates(ask.driver_opts, network_limits)
     if network.driver in WITH_HOST_END:
         changes["veth"] = "veth" + secrets.token_hex(4)[:7]
-    if network.options.get(options.IPVLAN_MODE) in ("l3", "l3s"):
+    if network.driver == "ipvlan" and network.options.get(options.IPVLAN_MODE) in ("l3", "l3s"):
         changes["on_link"] = not network.internal
     for version, enabled, asked in ((4, network.ipv4, ask.ipv4), (6, network.ipv6, ask.ipv6)):
         if not enabled or network.ipam_driver == "null":
@@ -121,18 +133,25 @@ def build(
                     f"network {network.name} has no IPv{version}: the address {asked} is not its own"
                 )
             continue
-        if asked:
+        if given is not None:
+            if version not in given:
+                continue
+            text, prefix = given[version]
+            address = ip_address(text)
+        elif asked:
             address = ip_address(asked)
             prefix = pools.reserve(network.id, address)
         else:
             address, prefix = pools.take(network.id, network.name, version)
-        undo.callback(pools.release, network.id, address)
+        if given is None:
+            undo.callback(pools.release, network.id, address)
         changes |= {f"ipv{version}": str(address), f"prefix{version}": prefix}
         plain = not network.internal and not changes.get("on_link") and network.driver != "overlay"
+        plain = plain and not network.remote  # whose plugin names the gateway, when it is joined
         changes[f"gateway{version}"] = _gateway(network, version) if plain else ""
     # A host end is cut off at once. Others end with their namespace, a moment later: until then their MAC is taken.
     derived = str(changes.get("ipv4", "")) if network.driver in WITH_HOST_END else ""
-    mac = ask.mac.lower().replace("-", ":") or bridge.endpoint_mac(derived)
+    mac = ask.mac.lower().replace("-", ":") or ("" if network.remote else bridge.endpoint_mac(derived))
     if network.driver == "ipvlan":
         mac = ""  # its parent's
     return msgspec.structs.replace(endpoint, mac=mac, **changes)
@@ -161,9 +180,14 @@ def renamed(endpoint: Endpoint, old: str, new: str) -> Endpoint:
 
 
 def name_interfaces(
-    endpoints: Sequence[Endpoint], networks: Callable[[str], Network], taken: Sequence[str] = ()
+    endpoints: Sequence[Endpoint],
+    networks: Callable[[str], Network],
+    taken: Sequence[str] = (),
+    *,
+    prefixes: Mapping[str, str] | None = None,
 ) -> list[Endpoint]:
-    """Return the endpoints with interface names: the asked one, else eth0, eth1, … in order."""
+    """Return the endpoints with interface names: the asked one, else eth0, eth1, … in order. `prefixes`: endpoint →
+    what its plugin wants instead of `eth`."""
     used = set(taken)
     for endpoint in endpoints:
         asked = endpoint.driver_opts.get(INTERFACE_NAME)
@@ -177,8 +201,11 @@ def name_interfaces(
     named: list[Endpoint] = []
     for endpoint in endpoints:
         name = endpoint.driver_opts.get(INTERFACE_NAME, "")
-        if not name and endpoint.driver not in ("host", "null"):
-            prefix = networks(endpoint.network_id).options.get(options.INTERFACE_PREFIX) or "eth"
+        network = networks(endpoint.network_id)
+        if network.remote and not endpoint.source:
+            name = ""  # its plugin makes no interface
+        elif not name and endpoint.driver not in ("host", "null"):
+            prefix = (prefixes or {}).get(endpoint.id) or network.options.get(options.INTERFACE_PREFIX) or "eth"
             name = next(name for n in range(len(used) + 1) if (name := f"{prefix}{n}") not in used)
             used.add(name)
         named.append(msgspec.structs.replace(endpoint, interface=name))

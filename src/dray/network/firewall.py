@@ -60,6 +60,7 @@ class Firewall:
         self._networks: list[Network] = []
         self._published: dict[Published, None] = {}
         self._overlays: dict[int, list[str]] = {}
+        self._encrypted = False
         self._guarded: dict[int, set[str]] = {family: set() for family in FAMILIES}
 
     def close(self) -> None:
@@ -114,12 +115,19 @@ class Firewall:
             for name in rules.NETWORK_SETS:
                 batch.flush_set(name)
             self._fill(batch)
+            if family == NFPROTO_IPV4 and self._encrypted:
+                self._close_port(batch)  # all rules were flushed
             batches.append(batch)
         self._commit(*batches)
 
-    def set_overlays(self, overlays: Mapping[int, Sequence[str]]) -> None:
-        """Let frames of these overlay networks (by number) in from these hosts alone."""
+    def set_overlays(self, overlays: Mapping[int, Sequence[str]], *, encrypted: bool = False) -> None:
+        """Let frames of these overlay networks (by number) in from these hosts alone. `encrypted`: some are, and
+        their port is closed for what is not."""
         wanted = {vni: list(hosts) for vni, hosts in overlays.items()}
+        if encrypted != self._encrypted and NFPROTO_IPV4 in self.families:
+            self._overlays, self._encrypted = wanted, encrypted
+            self.restore()
+            return
         if wanted == self._overlays or NFPROTO_IPV4 not in self.families:
             return
         self._overlays = wanted
@@ -132,6 +140,10 @@ class Firewall:
     def _fill_overlays(self, batch: Batch) -> None:
         for name, elements in rules.overlay_elements(self._overlays).items():
             batch.add_elements(name, elements)
+
+    def _close_port(self, batch: Batch) -> None:
+        for chain, expressions, words in rules.encrypted_only():
+            batch.add_rule(chain, expressions, words)
 
     def guard(self, family: int, interfaces: Iterable[str]) -> None:
         """Drop what would be forwarded between these interfaces: they were there before we made the host
@@ -193,6 +205,9 @@ class Firewall:
         self._fill(batch)
         if batch.family == NFPROTO_IPV4:
             self._fill_overlays(batch)
+        if batch.family == NFPROTO_IPV4 and self._encrypted:
+            batch.add_chain("outgoing", rules.OUTGOING)
+            self._close_port(batch)
         ports = [port for port in self._published if port.family == batch.family]
         for name, elements in rules.port_elements(ports).items():
             batch.add_elements(name, elements)

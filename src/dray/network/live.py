@@ -11,6 +11,7 @@ from dray.linux.links import Links
 from dray.linux.netlink import Request
 from dray.network import endpoints, sandbox
 from dray.network.model import Endpoint, EndpointAsk, Network
+from dray.network.plugin_driver import give_back
 
 
 def check(network: Network, ask: EndpointAsk, held: Sequence[Endpoint]) -> None:
@@ -42,8 +43,10 @@ def reroute(inside: Links, before: Sequence[Endpoint], after: Sequence[Endpoint]
 
 
 def forget(inside: Links, endpoint: Endpoint) -> None:
-    """Delete an endpoint's interface in a sandbox that lives on."""
-    if endpoint.interface:
+    """Delete an endpoint's interface in a sandbox that lives on; a plugin gets its own back."""
+    if endpoint.source:
+        give_back(inside, endpoint)
+    elif endpoint.interface:
         with contextlib.suppress(OSError):  # somebody in the container was faster
             inside.apply([links.delete_request(endpoint.interface)])
 

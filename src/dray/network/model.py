@@ -22,17 +22,21 @@ KIND = "network"
 PREDEFINED = ("bridge", "host", "none")
 OPTION = "com.docker.network."
 BRIDGE_OPTION = OPTION + "bridge."
+DRIVERS = frozenset({"bridge", "host", "ipvlan", "macvlan", "null", "overlay"})
+IPAM_DRIVERS = frozenset({"", "default", "null"})
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """A subnet of a network (CIDR), the part of it that addresses are handed out from, its gateway, and named
-    addresses that are kept out. `configured`: the user chose the subnet, so that fixed addresses make sense."""
+    addresses that are kept out. `configured`: the user chose the subnet, so that fixed addresses make sense.
+    `pool_id`: what the IPAM plugin that gave the subnet calls it."""
 
     subnet: str = ""
     ip_range: str = ""
     gateway: str = ""
     auxiliary: dict[str, str] = {}
     configured: bool = False
+    pool_id: str = ""
 
 
 class NetworkTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +71,16 @@ class Network(NetworkTerms, frozen=True, kw_only=True):
         """Whether it is one of `bridge`, `host` and `none`, which cannot be removed."""
         return self.name in PREDEFINED
 
+    @property
+    def remote(self) -> bool:
+        """Whether its driver is a plugin."""
+        return self.driver not in DRIVERS
+
+    @property
+    def remote_ipam(self) -> bool:
+        """Whether its addresses are a plugin's."""
+        return self.ipam_driver not in IPAM_DRIVERS
+
     def flag(self, option: str, default: bool) -> bool:
         """Read a boolean driver option."""
         return parse_flag(self.options.get(option, ""), default)
@@ -82,6 +96,13 @@ class PortBinding(msgspec.Struct, frozen=True, kw_only=True):
     host_port: int
 
 
+class StaticRoute(msgspec.Struct, frozen=True):
+    """A route of a sandbox: a CIDR, and the neighbour that leads there (empty: it is on the link)."""
+
+    destination: str
+    gateway: str = ""
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A container's membership in a network. Addresses are plain text without prefix, empty when absent.
 
@@ -89,6 +110,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     host's end, empty where there is none. `link_local` are further addresses, with prefix. `on_link`: the default
     route has no gateway, the interface itself leads everywhere. `ingress_rate` and `egress_rate` are limits in
     bytes per second, 0 for none. `default4` and `default6` mark the endpoint that carries the sandbox's default route.
+    `source`: what a plugin called the interface before it was moved into the sandbox; `routes` are the plugin's.
     """
 
     id: str
@@ -108,6 +130,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     gateway6: str = ""
     link_local: list[str] = []
     on_link: bool = False
+    source: str = ""
+    routes: list[StaticRoute] = []
     ingress_rate: int = 0
     egress_rate: int = 0
     internal: bool = False

@@ -6,8 +6,9 @@ the moment of a crash, every bridge of ours has a record, and start-up makes the
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_interface, ip_network
 
 import msgspec
@@ -20,6 +21,7 @@ from dray.network import asks, ipam, options
 from dray.network.asks import NetworkAsk
 from dray.network.ipam import Ipam, Subnet
 from dray.network.model import KIND, PREDEFINED, Driver, Network, NetworkConfig, Pool
+from dray.network.plugin_driver import PluginDriver
 
 DEFAULT_GATEWAY = {4: "DefaultGatewayIPv4", 6: "DefaultGatewayIPv6"}
 
@@ -28,14 +30,22 @@ class Networks:
     """The table of networks, by id and by name. Borrows everything it is given."""
 
     def __init__(
-        self, records: Records, config: NetworkConfig, host: Links, pools: Ipam, drivers: Mapping[str, Driver]
+        self,
+        records: Records,
+        config: NetworkConfig,
+        host: Links,
+        pools: Ipam,
+        drivers: Mapping[str, Driver],
+        is_plugin: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._records = records
         self._config = config
         self._host = host
         self._ipam = pools
         self._drivers = drivers
+        self._is_plugin = is_plugin
         self._by_id: dict[str, Network] = {}
+        self._busy: set[str] = set()  # names of networks that plugins are making or removing
 
     def load(self) -> None:
         """Read the stored networks and make sure that the predefined ones exist as configured."""
@@ -44,7 +54,7 @@ class Networks:
         for network in stored:
             if not network.predefined:
                 self._by_id[network.id] = network
-                self._ipam.add(network.id, network.pools)
+                self._take_pools(network)
         for name, driver in (("host", "host"), ("none", "null")):
             before = old.get(name)
             self._keep(
@@ -86,30 +96,65 @@ class Networks:
 
     def driver(self, network: Network) -> Driver:
         """Return the driver of a network."""
-        return self._drivers[network.driver]
+        return self._drivers.get(network.driver) or PluginDriver(network.driver, self._host)
 
     def create(self, ask: NetworkAsk) -> Network:
         """Check an ask, choose its subnets and store the network. The kernel's side is the caller's next step;
-        `forget` undoes this one."""
-        asks.check(ask)
+        `forget` undoes this one. A network that plugins have a part in is not stored yet: `settle` does so."""
+        asks.check(ask, self._is_plugin)
         if ask.name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {ask.name} network ")
-        if any(network.name == ask.name for network in self._by_id.values()):
+        if ask.name in self._busy or any(network.name == ask.name for network in self._by_id.values()):
             raise Conflict(f"network with name {ask.name} already exists")
         network = self._from_ask(ask)
         if network.config_only:
             self._keep(network, None)
             return network
-        self._drivers[network.driver].validate(network)
+        self.driver(network).validate(network)
+        return network if network.remote or network.remote_ipam else self.settle(network)
+
+    def settle(self, network: Network) -> Network:
+        """Choose the subnets of a checked network, unless a plugin has, and store it."""
         for other in self._by_id.values():
             if other.interface and other.interface == network.interface:
-                self._drivers[network.driver].share(network, other)
-        pools = self._choose_pools(network)
-        network = msgspec.structs.replace(network, pools=pools)
-        self._ipam.add(network.id, pools)
+                self.driver(network).share(network, other)
+        if not network.remote_ipam:
+            network = msgspec.structs.replace(network, pools=self._choose_pools(network))
+        self._take_pools(network)
         failpoints.reach("network-create.chosen")
         self._keep(network, None)
         return network
+
+    @contextlib.contextmanager
+    def hidden(self, network: Network) -> Iterator[None]:
+        """Keep a network out of everybody's sight while plugins make or remove it; its name stays taken. If the
+        block fails it is seen again, provided that it was stored."""
+        if network.name in self._busy:
+            raise Conflict(f"network {network.name} is being made or removed")
+        self._busy.add(network.name)
+        stored = self._by_id.pop(network.id, None)
+        try:
+            yield
+        except BaseException:
+            if stored is not None:
+                self._by_id[network.id] = stored
+            raise
+        finally:
+            self._busy.discard(network.name)
+
+    def hide(self, network: Network) -> None:
+        """Let nobody see a network (within `hidden`)."""
+        self._by_id.pop(network.id, None)
+
+    def show(self, network: Network) -> None:
+        """Let everybody see a network that is stored."""
+        self._by_id[network.id] = network
+
+    def _take_pools(self, network: Network) -> None:
+        """Take a network's subnets, so that no other gets them. A plugin network's with a plugin's addresses are on
+        no wire of ours: they may be others' as well."""
+        if not (network.remote and network.remote_ipam):
+            self._ipam.add(network.id, network.pools)
 
     def forget(self, network: Network) -> None:
         """Remove a network from the records and give its subnets back."""
@@ -124,9 +169,10 @@ class Networks:
 
     def _from_ask(self, ask: NetworkAsk) -> Network:
         driver = ask.driver or "bridge"
-        if driver not in self._drivers:
+        if driver not in self._drivers and not self._is_plugin(driver):
+            known = ", ".join(sorted(self._drivers))
             raise NotFound(
-                f'network driver "{driver}" not found: this engine has {", ".join(sorted(self._drivers))}'
+                f'network driver "{driver}" not found: this engine has {known}, and no plugin of that name'
             )
         network_id = digest.new_id()
         opts = dict(self._config.default_network_opts.get(driver, {})) | ask.options
@@ -164,7 +210,7 @@ class Networks:
         """Return a network with the name of the host's interface that will be behind it."""
         if network.config_only:
             return network
-        return msgspec.structs.replace(network, interface=self._drivers[network.driver].interface(network))
+        return msgspec.structs.replace(network, interface=self.driver(network).interface(network))
 
     def _choose_pools(self, network: Network) -> list[Pool]:
         if network.ipam_driver == "null" or network.driver in ("host", "null"):

@@ -17,8 +17,12 @@ Broadcasts, and frames to an address that is in no list and was not heard from, 
 MAC address go to its host alone. (A container's MAC address is 02:42: and the four bytes of its IPv4 address.)
 Frames from a host that is not in the table are dropped before the VXLAN interface sees them.
 
+With `--opt encrypted` the table has keys as well, and frames are encrypted between the hosts (`encryption.py`):
+
+    {"peers": [...], "keys": ["<64 hexadecimal digits>"]}
+
 The network is the containers' alone: the host has no address on it and there is no way out by it; a container that
-needs the world joins a bridge network as well. Frames are not encrypted: `--opt encrypted` is refused.
+needs the world joins a bridge network as well.
 """
 
 from __future__ import annotations
@@ -29,22 +33,32 @@ from ipaddress import ip_address
 
 import msgspec
 
-from dray.base.errors import InvalidParameter, Unsupported
+from dray.base.errors import InvalidParameter
 from dray.base.malformed import MALFORMED
 from dray.linux import link_kinds, links
 from dray.linux.links import Links
-from dray.network import bandwidth, options
+from dray.network import bandwidth, encryption, options
 from dray.network.bridge import BridgeDriver
-from dray.network.model import Endpoint, Network
+from dray.network.model import Endpoint, Network, parse_flag
 from dray.network.rules import VXLAN_PORT
 
 _PREFIX = "com.dray.overlay."
 VNI = _PREFIX + "vni"
 ADDRESS = _PREFIX + "address"
 PEERS = _PREFIX + "peers"
+ENCRYPTED = "encrypted"
 _MTU = "1450"  # Ethernet's 1,500 without VXLAN's, UDP's and IP's headers
 _EVERYONE = "00:00:00:00:00:00"
-_OPTIONS = (VNI, ADDRESS, PEERS, options.NAME, options.MTU, options.INTERFACE_PREFIX, *bandwidth.OPTIONS)
+_OPTIONS = (
+    VNI,
+    ADDRESS,
+    PEERS,
+    ENCRYPTED,
+    options.NAME,
+    options.MTU,
+    options.INTERFACE_PREFIX,
+    *bandwidth.OPTIONS,
+)
 
 
 class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +72,7 @@ class PeerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a file of peers holds."""
 
     peers: list[Peer]
+    keys: list[str] = []
 
 
 class OverlayDriver(BridgeDriver):
@@ -67,16 +82,12 @@ class OverlayDriver(BridgeDriver):
 
     def __init__(self, host: Links, *, owner: str) -> None:
         super().__init__(host, owner=owner)
+        self._encryption = encryption.Encryption(owner)
         self._entries: dict[str, set[tuple[str, str]]] = {}  # VXLAN interface → (MAC address, peer)
         self._read: dict[str, tuple[int, int, int]] = {}  # network → identity of the file when it was read
 
     def validate(self, network: Network) -> None:
         """Check every option; an unknown one is refused by name."""
-        if "encrypted" in network.options:
-            raise Unsupported(
-                "option encrypted is not supported: overlay frames are sent in the clear; use an encrypted link "
-                "(WireGuard, IPsec) between the hosts as com.dray.overlay.address"
-            )
         for option in network.options:
             if option not in _OPTIONS:
                 raise InvalidParameter(f"unknown option {option} of the overlay network driver")
@@ -89,20 +100,25 @@ class OverlayDriver(BridgeDriver):
         _address(network.options[ADDRESS], ADDRESS)
         if not os.path.isabs(network.options[PEERS]):
             raise InvalidParameter(f"option {PEERS} must be an absolute path: {network.options[PEERS]}")
-        read_peers(network.options[PEERS])
-        plain = {key: value for key, value in network.options.items() if not key.startswith(_PREFIX)}
+        encrypted = network.options.get(ENCRYPTED, "false")
+        if encrypted and parse_flag(encrypted, True) != parse_flag(encrypted, False):
+            raise InvalidParameter(f"invalid value {encrypted!r} of option {ENCRYPTED}: it is true or false")
+        read_peers(network.options[PEERS], keys=is_encrypted(network))
+        plain = {key: value for key, value in network.options.items() if not key.startswith((_PREFIX, ENCRYPTED))}
         super().validate(msgspec.structs.replace(network, options=plain))
 
     def up(self, network: Network) -> None:
         """Make the bridge and the VXLAN interface, and program the peers."""
         super().up(_switch(network))
         name = vxlan_name(network)
+        if is_encrypted(network):
+            self._encrypt(network)  # before a frame can be sent
         if self._host.find(name) is None:
             made = link_kinds.vxlan_request(
                 name,
                 vni=int(network.options[VNI]),
                 local=network.options[ADDRESS],
-                port=VXLAN_PORT,
+                port=encryption.PORT if is_encrypted(network) else VXLAN_PORT,
                 mtu=options.mtu(_switch(network)),
             )
             try:
@@ -125,6 +141,7 @@ class OverlayDriver(BridgeDriver):
         self._read.pop(network.id, None)
         if self._host.find(vxlan_name(network)) is not None:
             self._host.apply([links.delete_request(vxlan_name(network))])
+        self._encryption.set(network.id, None)
         super().down(network)
 
     def plug(self, network: Network, endpoint: Endpoint, netns: int) -> None:
@@ -147,9 +164,11 @@ class OverlayDriver(BridgeDriver):
         link = self._host.find(vxlan_name(network))
         if link is None:
             return False
+        if is_encrypted(network):
+            self._encrypt(network)
         wanted = {
             (mac.lower(), peer.host)
-            for peer in read_peers(path)
+            for peer in read_peers(path).peers
             if peer.host != network.options[ADDRESS]
             for mac in (_EVERYONE, *peer.endpoints)
         }
@@ -166,17 +185,32 @@ class OverlayDriver(BridgeDriver):
         entries = self._entries.get(vxlan_name(network), set())
         return int(network.options[VNI]), sorted({host for _, host in entries})
 
+    def _encrypt(self, network: Network) -> None:
+        table = read_peers(network.options[PEERS], keys=True)
+        address = network.options[ADDRESS]
+        others = tuple(dict.fromkeys(peer.host for peer in table.peers if peer.host != address))
+        keys = tuple(key.lower() for key in table.keys)
+        self._encryption.set(network.id, encryption.Secrets(address, others, keys))
+
+
+def is_encrypted(network: Network) -> bool:
+    """Return whether a network's frames are encrypted between the hosts. The bare option means yes, as Docker's."""
+    value = network.options.get(ENCRYPTED)
+    return value is not None and (not value or parse_flag(value, False))
+
 
 def vxlan_name(network: Network) -> str:
     """Return the name of a network's VXLAN interface."""
     return f"vx-{network.id[:12]}"
 
 
-def read_peers(path: str) -> list[Peer]:
-    """Read a peer table; InvalidParameter says what is wrong with it."""
+def read_peers(path: str, *, keys: bool = False) -> PeerTable:
+    """Read a peer table, with its keys if they are wanted; InvalidParameter says what is wrong with it."""
     try:
         with open(path, "rb") as file:
             table = msgspec.json.decode(file.read(), type=PeerTable)
+            if keys:
+                encryption.check_keys(path, file.fileno(), table.keys)
     except OSError as error:
         raise InvalidParameter(f"the peer table {path} cannot be read: {error.strerror}") from None
     except MALFORMED as error:
@@ -188,12 +222,13 @@ def read_peers(path: str) -> list[Peer]:
         for mac in peer.endpoints:
             if len(mac.split(":")) != 6 or len(mac) != 17:
                 raise InvalidParameter(f"the peer table {path} names {mac!r}: not a MAC address")
-    return table.peers
+    return table
 
 
 def _switch(network: Network) -> Network:
-    """Return what the bridge beneath is: no addresses of the host, and room for VXLAN's headers."""
-    return msgspec.structs.replace(network, pools=[], ipv6=False, options={options.MTU: _MTU} | network.options)
+    """Return what the bridge beneath is: no addresses of the host, and room for VXLAN's headers (and ESP's)."""
+    mtu = str(encryption.MTU) if is_encrypted(network) else _MTU
+    return msgspec.structs.replace(network, pools=[], ipv6=False, options={options.MTU: mtu} | network.options)
 
 
 def _address(text: str, where: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dray.base.errors import DrayError
 from dray.network.firewall import Firewall
 from dray.network.model import Network
-from dray.network.overlay import OverlayDriver
+from dray.network.overlay import OverlayDriver, is_encrypted
 
 _log = logging.getLogger(__name__)
 SECONDS = 1.0  # between two looks at the tables; none while there is no overlay network
@@ -34,7 +34,10 @@ class PeerFollower:
         for network in overlays:
             self._refresh(network)
         if self._firewall is not None:
-            self._firewall.set_overlays(dict(self._driver.peers(network) for network in overlays))
+            self._firewall.set_overlays(
+                dict(self._driver.peers(network) for network in overlays),
+                encrypted=any(is_encrypted(network) for network in overlays),
+            )
         if overlays:
             self._next = asyncio.get_running_loop().call_later(SECONDS, self.follow)
 

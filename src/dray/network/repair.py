@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
-from dray.linux import links
+from dray.linux import routes
 from dray.linux.links import Link, Links
 from dray.linux.netlink import Request
 from dray.network import endpoints, sandbox, sysctls
@@ -82,4 +82,4 @@ def _reroute(inside: Links, held: Sequence[Endpoint]) -> None:
 
 
 def _removal(version: int, gateway: str, index: int) -> Request:
-    return links.default_route_request(index, ip_address(gateway) if gateway else None, version, remove=True)
+    return routes.default_route_request(index, ip_address(gateway) if gateway else None, version, remove=True)

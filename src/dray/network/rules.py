@@ -38,7 +38,7 @@ from dray.linux.nftables import (
     interface,
 )
 from dray.linux.nftables import field as padded
-from dray.network import options
+from dray.network import encryption, options
 from dray.network.model import Network
 
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": 132}
@@ -58,6 +58,7 @@ CHAINS = {
     "postrouting": Hook("nat", HOOK_POSTROUTING, PRIORITY_SRCNAT),
     "forward": Hook("filter", HOOK_FORWARD, PRIORITY_FILTER),
 }
+OUTGOING = Hook("filter", HOOK_OUTPUT, PRIORITY_FILTER)
 NETWORK_SETS = ("bridges", "internal", "unprotected", "routed", "icc", "trusted", "guarded")
 OVERLAY_SETS = ("overlays", "overlay_peers")
 PORT_SETS = ("published", "published_any", "direct")
@@ -207,6 +208,22 @@ def _foreign_frames() -> list[bytes]:
 
 
 Rule = tuple[str, list[bytes], str]
+
+
+def encrypted_only() -> list[Rule]:
+    """Return the rules that drop what goes to the port of encrypted networks and is not encrypted, in or out. A policy
+    of IPsec does the same; these hold if somebody flushes the policies, and the other way round."""
+    port = [
+        nft.meta(nft.META_L4PROTO),
+        nft.compare(bytes((socket.IPPROTO_UDP,))),
+        nft.payload(nft.TRANSPORT, 2, 2),
+        nft.compare(encryption.PORT.to_bytes(2, "big")),
+    ]
+    no, drop = nft.compare(b"\0"), nft.verdict(nft.VERDICT_DROP)
+    return [
+        ("raw", [*port, nft.meta(nft.META_SECPATH), no, drop], "frames of an encrypted network, in the clear"),
+        ("outgoing", [*port, nft.is_encrypted(), no, drop], "frames of an encrypted network, in the clear"),
+    ]
 
 
 def rules(family: int, networks: Sequence[Network], settings: Settings) -> list[Rule]:

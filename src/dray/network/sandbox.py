@@ -12,12 +12,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import TypeVar
 
 from dray.base import files
 from dray.base.errors import DrayError, Internal, NotFound
-from dray.linux import libc, links, namespaces
+from dray.linux import libc, links, namespaces, routes
 from dray.linux.links import Links
 from dray.linux.netlink import Request
 from dray.network import bandwidth
@@ -171,6 +171,7 @@ def wire(inside: Links, endpoints: Sequence[Endpoint], *, fresh: bool = True) ->
         requests += [links.address_request(link.index, interface) for interface in endpoint.interfaces()]
         requests += [links.address_request(link.index, ip_interface(text)) for text in endpoint.link_local]
         requests += default_routes(endpoint, link.index)
+        requests += static_routes(endpoint, link.index)
         requests += bandwidth.egress_requests(endpoint, link.index)
         requests.append(links.settle_request(endpoint.interface))
     inside.apply(requests)
@@ -180,9 +181,17 @@ def default_routes(endpoint: Endpoint, index: int, *, remove: bool = False) -> l
     """Return the requests that add (or remove) the default routes that the endpoint carries."""
     carried = ((4, endpoint.default4, endpoint.gateway4), (6, endpoint.default6, endpoint.gateway6))
     return [
-        links.default_route_request(index, ip_address(gateway) if gateway else None, version, remove=remove)
+        routes.default_route_request(index, ip_address(gateway) if gateway else None, version, remove=remove)
         for version, carries, gateway in carried
         if carries and (gateway or endpoint.on_link)
+    ]
+
+
+def static_routes(endpoint: Endpoint, index: int) -> list[Request]:
+    """Return the requests that add a plugin's routes, those on the link first: others may lead by them."""
+    return [
+        routes.route_request(index, ip_network(to.destination), ip_address(to.gateway) if to.gateway else None)
+        for to in sorted(endpoint.routes, key=lambda to: bool(to.gateway))
     ]
 
 

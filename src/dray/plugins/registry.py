@@ -48,6 +48,10 @@ class PluginRefused(Internal):
     """A plugin answered with an error of its own."""
 
 
+class PluginLacks(PluginRefused):
+    """A plugin does not know the call: it is older than the call, or does without."""
+
+
 class Plugin:
     """One activated plugin: `implements` are the kinds of driver that it said it has."""
 
@@ -69,7 +73,7 @@ class Plugin:
         """Call `/<method>` and return the answer's object.
 
         timeout: seconds for one attempt (`Limits.long`); patience: for connecting (`Limits.patience`)
-        PluginRefused with the plugin's own words; PluginFailed if it is dead, hangs, or answers nonsense.
+        PluginRefused with the plugin's own words (PluginLacks: it has no such call); PluginFailed if it is dead, hangs, or answers nonsense.
         """
         body = msgspec.json.encode(arguments if arguments is not None else {})
         answer = await self._post(method, body, timeout or self._limits.long, patience)
@@ -82,7 +86,7 @@ class Plugin:
         reason = said.get("Err") if isinstance(said, dict) else None
         if answer.status != 200:
             text = str(reason or answer.body[:500].decode(errors="replace").strip() or f"status {answer.status}")
-            raise PluginRefused(f"{method}: {text}")
+            raise (PluginLacks if answer.status == 404 else PluginRefused)(f"{method}: {text}")
         if not isinstance(said, dict):
             raise PluginFailed(f'plugin "{self.name}": {method}: the answer is not a JSON object')
         if reason:
