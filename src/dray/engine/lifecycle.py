@@ -140,7 +140,8 @@ class Lifecycle:
             record, state = container.record, container.state
             task, container.task = container.task, None
             ran = max(0, status.finished_at - state.started_at) / 1e9
-            again = not container.stop_requested and restart.should_restart(
+            asked = container.stop_requested  # whoever asked may go on as soon as the end is told
+            again = not asked and restart.should_restart(
                 record.host_config.restart_policy,
                 exit_code=status.exit_code,
                 restart_count=record.restart_count,
@@ -148,7 +149,7 @@ class Lifecycle:
                 at_boot=at_boot,
             )
             sick = state.health is not None and state.health.status == "unhealthy"
-            if sick and not container.stop_requested and not record.manually_stopped:
+            if sick and not asked and not record.manually_stopped:
                 again = again or restart.restarts_unhealthy(record.config)
             state.status = "restarting" if again else "exited"
             unheard = status.oom_killed and not state.oom_killed
@@ -198,7 +199,7 @@ class Lifecycle:
         if again:
             delay = self._back_off.setdefault(container.id, restart.BackOff()).after_run_of(ran)
             container.restart_timer = asyncio.create_task(self._restart_after(container, delay))
-        elif record.host_config.auto_remove and not container.stop_requested:
+        elif record.host_config.auto_remove and not asked:
             await self._remove_quietly(container)
 
     async def finish_ends(self) -> None:
