@@ -65,6 +65,15 @@ def test_stop_signal(engine: Engine) -> None:
     assert (engine.state("image")["ExitCode"], engine.state("flag")["ExitCode"]) == (11, 12)
 
 
+def test_restart_keeps_a_container_of_rm(engine: Engine) -> None:
+    engine.ok("run", "-d", "--rm", "--name", "box", "busybox", "sh", "-c", OBEYS)
+    for _ in range(3):
+        engine.ok("restart", "box")
+        assert engine.state("box")["Status"] == "running"
+    engine.ok("stop", "box")
+    until(lambda: engine.docker("inspect", "box").returncode == 1, what="its removal")
+
+
 def test_restart(engine: Engine) -> None:
     engine.ok("run", "-d", "--name", "box", "busybox", "sh", "-c", OBEYS)
     first = engine.state("box")
