@@ -29,7 +29,11 @@ class Flow:
         self._kind = kind
         self._socket = socket.socket(family, kind)
         self._socket.settimeout(5)
-        self._socket.connect((address, TCP if kind == socket.SOCK_STREAM else UDP))
+        try:
+            self._socket.connect((address, TCP if kind == socket.SOCK_STREAM else UDP))
+        except OSError:
+            self._socket.close()
+            raise
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 

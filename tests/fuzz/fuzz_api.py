@@ -7,7 +7,6 @@ and values that are wrong in interesting ways. A status of 500 or more, or no an
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import random
 import tempfile
@@ -154,7 +153,7 @@ def _no_container(word: str) -> Any:
 
 
 def _limits() -> Capabilities:
-    flags = {field.name: True for field in dataclasses.fields(Capabilities) if field.type == "bool"}
+    flags = {field.name: True for field in msgspec.structs.fields(Capabilities) if field.type is bool}
     return Capabilities(version=1, cpuset_cpus="0-3", cpuset_mems="0", **flags)
 
 
