@@ -275,7 +275,6 @@ start
 rename a b c
 image rm
 network inspect
-cp a
 cp '' web:/x
 history
 history nosuch
