@@ -102,6 +102,9 @@ def save(images: Images, names: Sequence[str], *, platforms: Sequence[Platform] 
             for descriptor in images.blobs(target) if target.digest not in extra else _flat(images, founds):
                 if lease.add(descriptor.digest):
                     blobs[descriptor.digest] = descriptor.size
+            for descriptor in _flat(images, founds):
+                if descriptor.digest not in blobs:  # removed between the look and the lease
+                    raise NotFound(f"content of image {one.image.id} is not here: pull it again")
             if (entry := _entry(target, one.name)) not in index:
                 index.append(entry)
             _describe(items, founds, one.name)
