@@ -29,7 +29,17 @@ def test_an_unhealthy_container_is_restarted_until_it_is_well(engine: Engine) ->
     found = engine.inspect("box")
     assert found["RestartCount"] >= 2
     events = engine.ok(
-        *("events", "--since", str(begin), "--until", str(int(time.time()) + 1), "-f", "container=box", "--format", "{{.Action}}")
+        *(
+            "events",
+            "--since",
+            str(begin),
+            "--until",
+            str(int(time.time()) + 1),
+            "-f",
+            "container=box",
+            "--format",
+            "{{.Action}}",
+        )
     ).splitlines()
     first = events.index("restart-unhealthy")
     assert "health_status: unhealthy" in events[: first + 2]
