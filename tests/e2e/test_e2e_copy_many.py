@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.engines import Engine
-
-SOURCE = Path(__file__).resolve().parents[2] / "src"
-
-
-def dray(engine: Engine, *words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dray.cli", *words],
-        env=engine.env | {"PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
+from support.engines import Engine, dray
 
 
 @pytest.fixture

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.engines import Drayd, Engine, until
+from support.engines import Drayd, Engine, dray, until
 
 pytestmark = pytest.mark.drayd_only("Docker cannot change a container that exists")
-SOURCE = Path(__file__).resolve().parents[2] / "src"
-
-
-def dray(engine: Engine, *words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dray.cli", *words],
-        env=engine.env | {"PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
 
 
 def test_everything_at_once(engine: Engine, tmp_path: Path) -> None:

@@ -342,3 +342,20 @@ class Drayd(Engine):
 
 
 ENGINES: dict[str, type[Engine]] = {"dockerd": Dockerd, "drayd": Drayd}
+
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+def dray(engine: Engine, *words: str, status: int = 0) -> str:
+    """Run the client `dray` against an engine; return what it prints, on both streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dray.cli", *words],
+        env=engine.env | {"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr

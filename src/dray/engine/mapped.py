@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from dray.base.aside import aside
 from dray.base.errors import Unsupported
 from dray.base.files import owned_fd
 from dray.engine import rootfs
@@ -23,7 +23,9 @@ from dray.runtime.model import Mount
 def mounted(mount: Mount, remap: Remap, *, read_only: bool = True) -> Iterator[int]:
     """Yield a detached mount of a snapshot's root that shows the ids that containers in user namespaces have on the
     host. Unsupported where kernel or file system cannot."""
-    with owned_fd(_on_a_thread(lambda: alone(rootfs.without_upper(mount) if read_only else mount, remap))) as tree:
+    with owned_fd(
+        aside(lambda: alone(rootfs.without_upper(mount) if read_only else mount, remap), "mapped root")
+    ) as tree:
         yield tree
 
 
@@ -42,25 +44,7 @@ def check(folder: str, driver: str, remap: Remap) -> None:
                 os.mkdir(f"{place}/{name}")
             words = (f"lowerdir={place}/lower", f"upperdir={place}/upper", f"workdir={place}/work")
             mount = Mount("overlay", "overlay", words)
-        os.close(_on_a_thread(lambda: alone(mount, remap)))
-
-
-def _on_a_thread(action: Callable[[], int]) -> int:
-    made: list[int] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            made.append(action())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="mapped root")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return made[0]
+        os.close(aside(lambda: alone(mount, remap), "mapped root"))
 
 
 def alone(mount: Mount, remap: Remap) -> int:

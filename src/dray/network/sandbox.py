@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TypeVar
 
 from dray.base import files
+from dray.base.aside import aside
 from dray.base.errors import DrayError, Internal, NotFound
 from dray.linux import libc, links, namespaces, routes
 from dray.linux.links import Links
@@ -212,19 +212,9 @@ def inside(netns: int, action: Callable[[], T]) -> T:
     For a running container's sandbox only (the start path has its socket from the zygote). Blocking; the
     calling thread's own namespace never changes.
     """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
 
-    def run() -> None:
-        try:
-            libc.setns(netns, CLONE_NEWNET)
-            outcome.append(action())
-        except BaseException as error:
-            failure.append(error)
+    def enter() -> T:
+        libc.setns(netns, CLONE_NEWNET)
+        return action()
 
-    thread = threading.Thread(target=run, name="sandbox")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return aside(enter, "sandbox")
