@@ -77,6 +77,28 @@ def test_polite_stop_disturbs_nothing_either(engine: Engine) -> None:
     assert engine.state("box")["Pid"] == pid
 
 
+def test_a_daemon_that_stops_its_containers_starts_what_its_policies_want(engine: Engine) -> None:
+    """live-restore off: as dockerd, where a stop with the daemon is no stop by hand."""
+    policies = {"always": "always", "unless": "unless-stopped", "failed": "on-failure", "plain": "no"}
+    engine.restart(extra=["--live-restore=false", "--shutdown-timeout", "1"])
+    try:
+        for name, policy in policies.items():
+            engine.ok("run", "-d", "--name", name, "--restart", policy, "busybox", "sleep", "600")
+        engine.ok("run", "-d", "--name", "byhand", "--restart", "unless-stopped", "busybox", "sleep", "600")
+        engine.ok("run", "-d", "--rm", "--name", "gone", "busybox", "sleep", "600")
+        engine.ok("stop", "-t", "0", "byhand")
+        pids = [engine.state(name)["Pid"] for name in (*policies, "gone")]
+        assert engine.stop() == 0
+        assert [state(pid) for pid in pids] == [""] * len(pids)
+    finally:
+        engine.start()
+    for name in ("always", "unless", "failed"):
+        engine.until_state(name, "running")
+    assert (engine.state("plain")["Status"], engine.state("plain")["ExitCode"]) == ("exited", 137)
+    assert engine.state("byhand")["Status"] == "exited"
+    assert "gone" not in engine.ok("ps", "-a", "--format", "{{.Names}}").split()
+
+
 def started(engine: Engine) -> None:
     """Output flows before the client has the answer to its start request; without that answer it gives up."""
     engine.until_state("box", "running")

@@ -196,6 +196,8 @@ def test_after_a_reboot_what_should_run_does(guest: Guest) -> None:
     guest.ok("docker run -d --name stopped --restart unless-stopped busybox sleep 600; docker stop -t 0 stopped")
     guest.ok("docker run -d --name plain -v keep:/data busybox sh -c 'echo kept > /data/file; sync; sleep 600'")
     guest.reboot()
+    # The daemon stopped its containers: systemd would have waited 90 seconds for an init that does not hear SIGTERM.
+    assert "Waiting for process" not in guest.console()
     guest.ok("until docker ps -q; do sleep 1; done", timeout=240)
     names = "docker ps --format '{{.Names}}' | sort | tr '\\n' ' '"
     guest.ok(f"for i in $(seq 60); do [ \"$({names})\" = 'always unless ' ] && break; sleep 1; done", timeout=240)

@@ -8,24 +8,21 @@ unless the configuration says otherwise.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
-import shutil
 import signal
-import ssl
 import time
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from dray.base.errors import Conflict, InvalidParameter
+from dray.base.errors import Conflict
 from dray.base.files import remove_tree, write_atomic
-from dray.daemon import subids
-from dray.daemon.config import DaemonConfig, accept_mark
+from dray.daemon import subids, systemd
+from dray.daemon.config import DaemonConfig
+from dray.daemon.listening import listeners_of
 from dray.daemon.registries import registry_settings, shown_by_info
+from dray.daemon.settings import cdi_spec_dirs, defaults, network_config, runtimes
 from dray.engine import apparmor, mapped, security
 from dray.engine.archives import Archives
 from dray.engine.commits import Commits
@@ -57,17 +54,13 @@ from dray.engine.volumes import VolumeVerbs
 from dray.engine.volumetransfer import VolumeTransfer
 from dray.linux import cgroups
 from dray.linux.cgroups import capabilities
-from dray.linux.usernamespaces import IdMap
 from dray.network.controller import Controller
 from dray.network.dns.service import Service
-from dray.network.model import NetworkConfig
 from dray.plugins.registry import Plugins
 from dray.registry.remote import RemoteRegistries
-from dray.runtime import tinyinit
 from dray.server.authorization import AuthorizationPlugins
 from dray.server.backends import Backends
-from dray.server.listeners import Listener, Servers, refuse_taken
-from dray.server.tls import server_context
+from dray.server.listeners import Servers, refuse_taken
 from dray.shim.spawn import Zygote
 from dray.shim.tasks import Tasks
 from dray.store.content import ContentStore
@@ -80,81 +73,12 @@ from dray.volumes.table import VolumeTable
 log = logging.getLogger("dray.daemon")
 
 
-def network_config(config: DaemonConfig, maps: IdMap | None) -> NetworkConfig:
-    """Return the networking half of the configuration; `maps` of the containers' user namespaces."""
-    return NetworkConfig(
-        bridge=config["bridge"] or "dray0",
-        table=f"dray-{zlib.crc32(config['data-root'].encode()):08x}" if config["bridge"] == "none" else "",
-        bip=config["bip"],
-        bip6=config["bip6"],
-        fixed_cidr=config["fixed-cidr"],
-        fixed_cidr_v6=config["fixed-cidr-v6"],
-        default_gateway=config["default-gateway"],
-        default_gateway_v6=config["default-gateway-v6"],
-        default_binding=config["ip"],
-        mtu=config["mtu"],
-        icc=config["icc"],
-        ip_masq=config["ip-masq"],
-        ip_forward=config["ip-forward"],
-        ipv6=config["ipv6"],
-        iptables=config["iptables"],
-        ip6tables=config["ip6tables"],
-        userland_proxy=config["userland-proxy"],
-        default_network_opts=config["default-network-opts"],
-        allow_direct_routing=config["allow-direct-routing"],
-        accept_fwmark=accept_mark(config["bridge-accept-fwmark"]),
-        respect_host_firewall=config["respect-host-firewall"],
-        user_maps=None if maps is None else (maps.uid_map, maps.gid_map),
-        address_pools=[(pool["base"], int(pool["size"])) for pool in config["default-address-pools"]],
-    )
-
-
-def runtimes(config: DaemonConfig) -> dict[str, Any]:
-    """Return the OCI runtimes there are by name: ours, those of the configuration, and runc and crun if installed."""
-    found: dict[str, Any] = {"dray": {"path": "dray-runtime"}}
-    for name in ("runc", "crun"):
-        if path := shutil.which(name):
-            found[name] = {"path": path}
-    return {**found, **config["runtimes"]}
-
-
-def defaults(config: DaemonConfig) -> Defaults:
-    """Return what the configuration gives to containers that do not say."""
-    gateways = [address for address in [config["host-gateway-ip"], *config["host-gateway-ips"]] if address]
-    return Defaults(
-        runtime=config["default-runtime"],
-        runtimes=runtimes(config),
-        log_driver=config["log-driver"],
-        log_opts=config["log-opts"],
-        shm_size=config.shm_size,
-        ipc_mode=config["default-ipc-mode"],
-        cgroupns_mode=config["default-cgroupns-mode"],
-        no_new_privileges=config["no-new-privileges"],
-        ulimits=config["default-ulimits"],
-        seccomp_profile=config["seccomp-profile"],
-        cgroup_parent=config["cgroup-parent"],
-        dns=config["dns"],
-        dns_search=config["dns-search"],
-        dns_options=config["dns-opts"],
-        network="none" if config["bridge"] == "none" else "bridge",
-        init=config["init"],
-        init_path=config["init-path"] or tinyinit.install(f"{config['data-root']}/docker-init"),
-        host_gateways=gateways,
-        resolv_conf=config["resolv-conf"] or "/etc/resolv.conf",
-        cdi_spec_dirs=cdi_spec_dirs(config),
-    )
-
-
-def cdi_spec_dirs(config: DaemonConfig) -> list[str]:
-    """Return where CDI specs are, nowhere if the feature is switched off."""
-    return list(config["cdi-spec-dirs"]) if config["features"].get("cdi", True) else []
-
-
 class House:
     """Everything of one daemon, built but not yet started."""
 
     def __init__(self, config: DaemonConfig, zygote: Zygote) -> None:
         self.config = config
+        self.machine_goes_down = False  # then no container runs on
         self._loop = asyncio.get_running_loop()
         self.layout = Layout(config["data-root"], config["exec-root"])
         self.layout.prepare()
@@ -403,12 +327,9 @@ class House:
         self.lifecycle.later(asyncio.to_thread(_empty, self.layout.trash))
 
     async def stop(self) -> None:
-        """Let go of everything; containers are stopped only if `live-restore` is off."""
-        if not self.config["live-restore"]:
-            running = [one for one in self.registry if one.state.running]
-            timeout = self.config["shutdown-timeout"]
-            stops = (self.lifecycle.stop(one, timeout=timeout) for one in running)
-            await asyncio.gather(*stops, return_exceptions=True)
+        """Let go of everything; containers are stopped if `live-restore` is off, or the whole machine goes down."""
+        if not self.config["live-restore"] or self.machine_goes_down:
+            await self.lifecycle.shut_down(self.config["shutdown-timeout"])
         await self.lifecycle.finish_ends()
         await self.supervisor.stop()
         idle = not any(one.state.running for one in self.registry)
@@ -449,35 +370,6 @@ def _engine_id(layout: Layout) -> str:
     return path.read_text()
 
 
-def _tls(config: DaemonConfig) -> ssl.SSLContext | None:
-    if not (config["tls"] or config["tlsverify"]):
-        return None
-    if not config["tlscert"] or not config["tlskey"]:
-        raise InvalidParameter("TLS needs --tlscert and --tlskey")
-    if config["tlsverify"] and not config["tlscacert"]:
-        raise InvalidParameter("--tlsverify needs --tlscacert: the CA that signs the clients' certificates")
-    ca = config["tlscacert"] if config["tlsverify"] else None
-    return server_context(config["tlscert"], config["tlskey"], client_ca=ca)
-
-
-def _listeners(config: DaemonConfig) -> list[Listener]:
-    tls = _tls(config)
-    return [Listener(url=_url(host, tls is not None), group=config["group"], tls=tls) for host in config["hosts"]]
-
-
-def _url(host: str, tls: bool) -> str:
-    """Complete an address as dockerd does: `-H :2375`, `-H tcp://`, `-H /path`."""
-    if "://" not in host:
-        host = f"unix://{host}" if host.startswith("/") else f"tcp://{host}"
-    scheme, _, address = host.partition("://")
-    if scheme == "tcp":
-        name, _, port = address.rpartition(":") if ":" in address else (address, "", "")
-        address = f"{name or 'localhost'}:{port or (2376 if tls else 2375)}"
-    elif scheme == "unix" and not address:
-        address = "/var/run/docker.sock"
-    return f"{scheme}://{address}"
-
-
 async def serve(config: DaemonConfig, zygote: Zygote) -> int:
     """Run the daemon until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
@@ -485,7 +377,7 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
     loop.add_signal_handler(signal.SIGHUP, log.info, "still starting, with the configuration just read")
-    listeners = _listeners(config)
+    listeners = listeners_of(config)
     refuse_taken(listeners)
     house = House(config, zygote)
     servers = Servers(house.backends)
@@ -497,10 +389,12 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
         for address in servers.addresses:
             log.info("API listen on %s", address)
         loop.add_signal_handler(signal.SIGHUP, _reload, house)
-        _notify_systemd("READY=1")
+        systemd.notify("READY=1")
         await done.wait()
-        log.info("shutting down; containers %s", "run on" if house.config["live-restore"] else "are stopped")
-        _notify_systemd("STOPPING=1")
+        house.machine_goes_down = await asyncio.to_thread(systemd.machine_goes_down)
+        run_on = house.config["live-restore"] and not house.machine_goes_down
+        log.info("shutting down; containers %s", "run on" if run_on else "are stopped")
+        systemd.notify("STOPPING=1")
     finally:
         await servers.close()
         await house.stop()
@@ -510,17 +404,6 @@ async def serve(config: DaemonConfig, zygote: Zygote) -> int:
 def _reload(house: House) -> None:
     from dray.daemon.reload import reload
 
-    _notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
     reload(house)
-    _notify_systemd("READY=1")
-
-
-def _notify_systemd(state: str) -> None:
-    """Tell the service manager (sd_notify(3)), if there is one."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    import socket
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, contextlib.suppress(OSError):
-        notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+    systemd.notify("READY=1")

@@ -72,6 +72,7 @@ class Lifecycle:
         self.started: Callable[[Container], None] = lambda container: None  # told of every start, whoever asked
         self._back_off: dict[str, restart.BackOff] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._shutting_down = False
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -141,7 +142,8 @@ class Lifecycle:
             task, container.task = container.task, None
             ran = max(0, status.finished_at - state.started_at) / 1e9
             asked = container.stop_requested  # whoever asked may go on as soon as the end is told
-            again = not asked and restart.should_restart(
+            final = asked or self._shutting_down
+            again = not final and restart.should_restart(
                 record.host_config.restart_policy,
                 exit_code=status.exit_code,
                 restart_count=record.restart_count,
@@ -149,7 +151,7 @@ class Lifecycle:
                 at_boot=at_boot,
             )
             sick = state.health is not None and state.health.status == "unhealthy"
-            if sick and not asked and not record.manually_stopped:
+            if sick and not final and not record.manually_stopped:
                 again = again or restart.restarts_unhealthy(record.config)
             state.status = "restarting" if again else "exited"
             unheard = status.oom_killed and not state.oom_killed
@@ -273,6 +275,8 @@ class Lifecycle:
 
     def _note_stopped_by_hand(self, container: Container) -> None:
         """Remember it for the restart policy. A disk that is full must not keep anybody from stopping a container."""
+        if self._shutting_down:  # the daemon stops it, and its policy starts it again with the daemon
+            return
         container.record.manually_stopped = True
         try:
             self._registry.save(container)
@@ -322,6 +326,13 @@ class Lifecycle:
             await self._wait_until_settled(container, KILL_PATIENCE)
         if container.state.status == "restarting":  # it ended by itself just before it could be told to
             await self._give_up_restarting(container)
+
+    async def shut_down(self, seconds: int) -> None:
+        """Stop every running container because the daemon or its machine goes: each gets its stop signal, and is
+        killed after `seconds` (-1: never). What a restart policy says of the next start of the daemon stays true."""
+        self._shutting_down = True
+        running = [one for one in self._registry if one.state.running]
+        await asyncio.gather(*(self.stop(one, timeout=seconds) for one in running), return_exceptions=True)
 
     async def _settled_within(self, container: Container, seconds: float | None) -> bool:
         try:
