@@ -121,7 +121,7 @@ def _size(engine: Engine) -> str:
 
 def test_interrupt_at_the_terminal(engine: Engine) -> None:
     with engine.terminal(
-        "run", "-it", "--rm", "busybox", "sh", "-c", "trap 'echo got it; exit 6' INT; echo ready; sleep 1; sleep 99"
+        "run", "-it", "--rm", "busybox", "sh", "-c", "trap 'echo got it; exit 6' INT; echo ready; sleep 5"
     ) as tty:
         tty.expect("ready")
         tty.send("\x03")
