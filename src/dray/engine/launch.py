@@ -43,8 +43,6 @@ from dray.volumes.table import VolumeTable
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_NETWORK = ("", "default", "bridge")
-
 
 class Launcher:
     """Turns records into tasks."""
@@ -84,7 +82,7 @@ class Launcher:
         user = self._remap.of(record, self._registry.find)
         owner = ROOT if user is None else user.maps.root
         # In networks with names a link is a name that the resolver knows, and part of the endpoint.
-        legacy = record.host_config.links if record.host_config.network_mode in _DEFAULT_NETWORK else None
+        legacy = record.host_config.links if record.host_config.network_mode in links.DEFAULT_NETWORK else None
         linked = links.resolve(record.name, legacy or [], self._registry.find)
         undo.push_async_callback(self._sources.release, record)
         await self._sources.prepare(record)
