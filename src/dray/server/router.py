@@ -1,8 +1,8 @@
 """Which handler answers a path. Names may contain slashes, so a path is matched by a few regular expressions.
 
-Patterns are those of the API's documentation: ``/containers/{id}/json``. ``{name:.*}`` also matches slashes, ``{id:link}`` one of
-them. Within
-a first segment, exact paths win over patterns, and patterns are tried in the order of their declaration.
+Patterns are those of the API's documentation: ``/containers/{id}/json``. ``{name:.*}`` also matches slashes,
+``{id:link}`` one of them. Within a first segment, exact paths win over patterns, and patterns are tried in the order
+of their declaration.
 """
 
 from __future__ import annotations
