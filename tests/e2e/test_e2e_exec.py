@@ -174,3 +174,12 @@ def test_an_exec_that_never_started_lapses_with_the_run(engine: Engine) -> None:
         engine.api("GET", f"/exec/{made}/json"),
     ):
         assert (status, json.loads(body)["message"]) == (404, f"No such exec instance: {made}")
+
+
+def test_only_a_terminal_has_a_kind(engine: Engine) -> None:
+    engine.ok("run", "-dt", "--name", "box", "busybox", "sleep", "600")
+    engine.ok("run", "-d", "--name", "own", "-e", "TERM=vt100", "busybox", "sleep", "600")
+    kind = ("sh", "-c", "echo [$TERM]")
+    assert engine.ok("exec", "box", *kind) == "[]"
+    assert engine.ok("exec", "-t", "box", *kind).strip() == "[xterm]"
+    assert engine.ok("exec", "own", *kind) == "[vt100]"

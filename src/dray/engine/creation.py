@@ -271,9 +271,15 @@ class Creator:
                 assert host.links is not None
                 name, alias = links.parse(text)
                 try:
-                    host.links[index] = f"{self._other(name).id}:{alias}"
+                    child = self._other(name)
                 except InvalidParameter as error:
                     raise InvalidParameter(f"could not get container for {name}: {error}") from error
+                if child.record.host_config.network_mode == "host":
+                    raise InvalidParameter(
+                        "conflicting options: host type networking can't be used with links. This would result in "
+                        "undefined behavior"
+                    )
+                host.links[index] = f"{child.id}:{alias}"
 
     def _other(self, reference: str) -> Container:
         """Find a container that a creation names. InvalidParameter if there is none: to NotFound, which dockerd does
