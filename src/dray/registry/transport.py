@@ -7,6 +7,7 @@ bytes per second. A `Transport` may be used by several threads; `close` breaks w
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import ssl
@@ -26,7 +27,7 @@ from dray import __version__
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, Unavailable
 from dray.registry.answers import go_request, tls_failure
 from dray.registry.certificates import tls_context
-from dray.registry.connections import WATCHDOG, open_manager, shut
+from dray.registry.connections import DEAD, WATCHDOG, open_manager, shut
 from dray.registry.model import Unreachable
 from dray.registry.proxies import redacted
 from dray.registry.settings import Endpoint, RegistrySettings
@@ -240,6 +241,8 @@ class Transport:
                 raise Unavailable(f"{response.request}: context canceled") from error
             if isinstance(error, (http.ReadTimeoutError, TimeoutError)):
                 words = f"the registry sent nothing for {STALL:.0f} s"
+            elif _dead(error):
+                words = f"the registry's host has not answered for {DEAD:.0f} s"
             else:
                 words = "unexpected EOF: the connection broke off"
             raise Unavailable(f"{response.request}: {words}") from error
@@ -265,6 +268,15 @@ class Transport:
             managers, self._managers = list(self._managers.values()), {}
         for manager in managers:
             manager.clear()
+
+
+def _dead(error: BaseException | None) -> bool:
+    """Tell whether the kernel gave a connection up (see `connections`)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _sliced(body: bytes | memoryview | None) -> bytes | memoryview | Iterator[memoryview] | None:
