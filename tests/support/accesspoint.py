@@ -45,6 +45,9 @@ class _Server(ThreadingMixIn, TCPServer):
     daemon_threads = True
     block_on_close = False
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that broke off is what this is for."""
+
 
 class AccessPoint:
     """Serves on a listening socket, of which it is the owner, at most `rate` bytes a second for all together."""
