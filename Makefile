@@ -36,7 +36,7 @@ DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
   openssl qemu-system-x86 curl wrk iperf3
 
-.PHONY: venv check deps names test test-parts test-whole test-vm run bench bench-quick bench-containers bench-images bench-net soak soak-gc pull-kills density fuzz protections compatibility clean
+.PHONY: venv check deps names test test-parts test-whole test-vm run bench bench-quick bench-containers bench-images bench-net bench-registry soak soak-gc pull-kills density fuzz protections compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -103,7 +103,9 @@ fuzz: venv
 protections: venv deps
 	$(BIN)/python tools/remove_protection.py
 
-bench-containers bench-images bench-net: bench-%: venv deps
+bench-images: | bench-registry
+
+bench-containers bench-images bench-net bench-registry: bench-%: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --group $* $(BENCH_FLAGS)
 
 names: venv deps
