@@ -297,6 +297,7 @@ class House:
             discarder = Discarder(self.images, self.metadata)
             self.images.written = discarder.wake
             self.discarder = discarder
+            self._system.layers_status = discarder.summary
             discarder.start()
 
     def _refuse_orphans(self) -> None:

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from dray.base.errors import DrayError
 from dray.base.records import Change, Records
+from dray.base.units import human_size
 from dray.store.images.service import Images
 from dray.store.recipes.book import Head
 from dray.store.recipes.encoders import Encoding, version_of
@@ -106,6 +107,17 @@ class Discarder:
         if self._closed.is_set():
             raise _Closed
 
+    def summary(self) -> list[list[str]]:
+        """Return what `docker info` tells beside the storage driver."""
+        content, kept = self._content, self._records.scan(KIND)
+        heads = content.recipes.heads()
+        saved = sum(head.size - content.taken(head.digest) for head in heads)
+        held = sum(content.taken(digest) for digest, _ in kept)
+        return [
+            ["Discarded Compressed Layers", f"{len(heads)} ({human_size(saved)} saved)"],
+            ["Kept Compressed Layers", f"{len(kept)} ({human_size(held)}; no encoder here makes them)"],
+        ]
+
     # --- one round
 
     def round(self) -> int:
@@ -186,17 +198,3 @@ class Discarder:
                 return True
         recipes.drop(wanted.digest)
         return False
-
-
-def summary(images: Images, records: Records) -> list[list[str]]:
-    """Return what `docker info` tells beside the storage driver."""
-    heads = images.content.recipes.heads()
-    saved = sum(head.size - images.content.taken(head.digest) for head in heads)
-    kept = sum(images.content.taken(digest) for digest, _ in records.scan(KIND))
-    return [
-        ["Discarded Layers", f"{len(heads)} ({saved} bytes less)"],
-        [
-            "Kept Compressed Layers",
-            f"{len(records.scan(KIND))} ({kept} bytes: not made again by any encoder here)",
-        ],
-    ]

@@ -16,6 +16,7 @@ whole says. Another version of an encoder may give other bytes: `version` tells 
 
 from __future__ import annotations
 
+import bisect
 import struct
 import subprocess
 import threading
@@ -28,9 +29,11 @@ from msgspec import Struct, field
 from dray.base.errors import Unavailable
 from dray.store.layers.stream import detect
 
-PROBE = 2 << 20  # bytes of plain data that candidates are tried on
+PROBE = 1 << 20  # bytes of plain data that candidates are tried on
 _HEADER_LIMIT = 64 << 10
 _CHUNK = 1 << 20
+_SLICE = 128 << 10
+_UNIX = 3
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -108,7 +111,7 @@ def _gzip(header: bytes) -> Iterator[Encoding]:
     for memory in (8, 9):
         for level in levels:
             yield Encoding("zlib", level, memory, header=header, version=version)
-    if version := version_of("gzip"):
+    if header[9] == _UNIX and (version := version_of("gzip")):  # Go and Python write 255, Java 0
         for level in levels:
             yield Encoding("gzip", level, header=header, version=version)
 
@@ -126,26 +129,37 @@ def _zstd(head: bytes, size: int) -> Iterator[Encoding]:
             yield Encoding("zstd", level, options=[*options, threads], version=version)
 
 
-def probe(encoding: Encoding, plain: bytes, stream: bytes, *, whole: bool) -> bool:
-    """Tell whether `encoding` may have made `stream` of `plain`: the beginnings of both, or all of it (`whole`)."""
+def probe(encoding: Encoding, plain: bytes, stream: bytes, *, whole: bool) -> int:
+    """Tell how many bytes of `stream` speak for `encoding` having made it of `plain`; -1 if it has not.
+
+    `plain` is the beginning of the data, or all of it (`whole`).
+    """
     if encoding.name == "none":
-        return True
+        return 0
     if encoding.name == "zlib":
-        deflate = zlib.compressobj(encoding.level, zlib.DEFLATED, -zlib.MAX_WBITS, encoding.memory)
-        made = encoding.header + deflate.compress(plain)
-        return stream.startswith(made) if not whole else stream.startswith(made + deflate.flush())
+        return _probe_zlib(encoding, plain, stream, whole=whole)
     try:
-        made = b"".join(
-            encode(_sizeless(encoding), iter([plain])) if not whole else encode(encoding, iter([plain]))
-        )
+        made = b"".join(encode(encoding if whole else _sizeless(encoding), iter([plain])))
     except Unavailable:
-        return False
+        return -1
     if whole:
-        return made == stream
+        return len(made) if made == stream else -1
     # What the program makes of the last blocks depends on the end of the data; the frame's header on its size.
     if encoding.name == "zstd":
         made, stream = made[_frame_header(made) :], stream[_frame_header(stream) :]
-    return stream.startswith(made[: len(made) // 3])
+    same = bisect.bisect_left(range(len(made)), True, key=lambda end: not stream.startswith(made[: end + 1]))
+    return same if same > len(made) // 3 else -1
+
+
+def _probe_zlib(encoding: Encoding, plain: bytes, stream: bytes, *, whole: bool) -> int:
+    deflate = zlib.compressobj(encoding.level, zlib.DEFLATED, -zlib.MAX_WBITS, encoding.memory)
+    at = len(encoding.header)
+    for start in range(0, len(plain), _SLICE):  # most are found wrong by their first block
+        made = deflate.compress(plain[start : start + _SLICE])
+        if not stream.startswith(made, at):
+            return -1
+        at += len(made)
+    return at if not whole or stream.startswith(deflate.flush(), at) else -1
 
 
 def _sizeless(encoding: Encoding) -> Encoding:
@@ -164,11 +178,16 @@ def _frame_header(frame: bytes) -> int:
     )
 
 
-def guess(head: bytes, plain: bytes, size: int) -> Iterator[Encoding]:
-    """Yield the encodings that fit the beginnings of the stream and of its plain bytes; `size`: of all the latter."""
+def guess(head: bytes, plain: bytes, size: int) -> list[Encoding]:
+    """Return the encodings that fit the beginnings of the stream and of its plain bytes, likeliest first; `size` is
+    that of all plain bytes, where it is known."""
+    found = []
     for encoding in candidates(head, size):
-        if probe(encoding, plain, head, whole=len(plain) == size):
-            yield encoding
+        score = probe(encoding, plain, head, whole=len(plain) == size)
+        if score >= 0:
+            found.append((score, encoding))
+    found.sort(key=lambda item: -item[0])
+    return [encoding for _, encoding in found]
 
 
 def encode(encoding: Encoding, chunks: Iterator[bytes]) -> Iterator[bytes]:

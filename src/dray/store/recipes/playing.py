@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from dray.store.recipes.tape import Damaged, TapeWriter, play, record
 if TYPE_CHECKING:
     from dray.store.recipes.book import Book, Head, Tell
 
-TRIALS = 3  # encodings that are tried on the whole
+TRIALS = 5  # encodings that are tried on the whole
 _MOST = 0.5  # of a blob's size: a recipe that is larger saves too little
 
 
@@ -86,7 +85,7 @@ class Recorder:
             record(self._plain(), self._directory, TapeWriter(tape))
             if tape.tell() > self._head.size * _MOST:
                 raise NotRebuilt("the files that it was unpacked to have too little of it")
-            for encoding in itertools.islice(self._guesses(), TRIALS):
+            for encoding in self._guesses()[:TRIALS]:
                 head = msgspec.structs.replace(self._head, encoding=encoding)
                 tape.seek(0)
                 try:
@@ -102,7 +101,7 @@ class Recorder:
             "its bytes come out differently" if reasons else "no encoder known here makes such a stream"
         )
 
-    def _guesses(self) -> Iterator[Encoding]:
+    def _guesses(self) -> list[Encoding]:
         with self._blob() as blob:
             head = blob.read(PROBE + (64 << 10))
         plain, size = b"", 0

@@ -16,6 +16,7 @@ link in it leads out, and what is not a regular file is never opened for reading
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -35,6 +36,7 @@ _STRETCH = struct.Struct("<BHQQI")
 _END, _BYTES, _FILE = 0, 1, 2
 _CHUNK = 1 << 20
 _SMALL = 128  # bytes of content that are held rather than looked up in a file
+_REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -203,7 +205,9 @@ def play(file: BinaryIO, directory: str | os.PathLike[str]) -> Iterator[bytes]:
 def _reopen(tree: Tree, path: bytes) -> int:
     try:
         return _open(tree, path)
-    except (FileNotFoundError, NotADirectoryError, InvalidParameter):
+    except (OSError, InvalidParameter) as error:
+        if isinstance(error, OSError) and error.errno not in _REPLACED:
+            raise
         raise Damaged(f"its unpacked file /{os.fsdecode(path)} is gone or replaced") from None
 
 
