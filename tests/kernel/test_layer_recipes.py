@@ -19,6 +19,7 @@ import pytest
 from msgspec.structs import replace
 
 from dray.base import digest as digests
+from dray.base import failpoints
 from dray.base.errors import NotFound, Unavailable
 from dray.store.content import ContentStore
 from dray.store.images import Images
@@ -442,3 +443,44 @@ def test_nothing_is_dropped_before_its_layer_is_on_disk(store: Store, monkeypatc
     store.discarder.round()
     assert order == ["settle", "discard"]
     assert all(not layer.boot for layer in store.snapshots._ledger.layers.values())
+
+
+def dies(store: Store) -> None:
+    """Pass the failpoints of both ways."""
+    store.discarder.round()
+    store.images.delete("first:1", in_use=lambda _: [])
+
+
+class Killed(BaseException):
+    """The daemon ends here."""
+
+
+@pytest.mark.parametrize("name", [*failpoints.names("discard"), *failpoints.names("restore")])
+def test_killed_between_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def reach(passed: str) -> None:
+        if passed == name:
+            raise Killed
+
+    blob, store = gzip.compress(TAR), Store(tmp_path)
+    load(store.images, io.BytesIO(archive("first:1", [(TAR, blob)])))
+    if name == "restore.made":
+        store.discarder.round()
+    load(store.images, io.BytesIO(archive("second:1", [(BASE, BASE), (TAR, blob)])))
+    monkeypatch.setattr(failpoints, "reach", reach)
+    with pytest.raises(Killed):
+        dies(store)
+    monkeypatch.undo()
+    store.close()
+    store = Store(tmp_path)
+    store.images.repair()
+    with store.content.open(digests.of(blob)) as file:
+        assert file.read() == blob
+    store.discarder.round()
+    archived = b"".join(save(store.images, ["second:1"]))
+    assert blob in archived
+    assert image_usage.measure(store.images, []).total == store.on_disk()
+    for image in ("first:1", "second:1"):
+        if store.images.target_of(f"docker.io/library/{image}"):
+            store.images.delete(image, in_use=lambda _: [])
+    assert list(store.content.walk()) == []
+    store.close()

@@ -202,7 +202,12 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "cpu-rt-runtime", "int", "cpu-rt-runtime", refused="real-time scheduling of all containers is not built in"
     ),
-    Option("allow-nondistributable-artifacts", "list", refused="Docker itself removed it"),
+    Option(
+        "allow-nondistributable-artifacts",
+        "list",
+        "allow-nondistributable-artifacts",
+        refused="every layer that is here is pushed, as by Docker, which has removed the option",
+    ),
     Option("deprecated-key-path", "str", refused="Docker itself removed it"),
 )
 
