@@ -91,7 +91,9 @@ def document(entries: list[Entry]) -> tuple[str, bytes]:
         platform = descriptor.get("platform") or {}
         if not platform.get("architecture") or not platform.get("os"):
             raise Failure(f"manifest {entry['Ref']} must have an OS and Architecture to be pushed to a registry")
-        manifests.append({key: descriptor[key] for key in ("mediaType", "size", "digest")} | {"platform": platform})
+        manifests.append(
+            {key: descriptor[key] for key in ("mediaType", "size", "digest")} | {"platform": platform}
+        )
     kind = OCI_INDEX if manifests and manifests[0]["mediaType"] == OCI_MANIFEST else DOCKER_LIST
     body = {"schemaVersion": 2, "mediaType": kind, "manifests": manifests}
     return kind, _json(body, "   ").encode()

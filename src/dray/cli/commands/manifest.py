@@ -142,9 +142,7 @@ def run_annotate(app: App, values: Values, arguments: list[str]) -> int:
     store, target, name = manifests.Store(app.config.folder), _named(arguments[0]), _named(arguments[1])
     entry = store.get(target, name)
     if entry is None:
-        raise Failure(
-            f"manifest for image {manifests.full(name)} does not exist in {manifests.full(target)}"
-        )
+        raise Failure(f"manifest for image {manifests.full(name)} does not exist in {manifests.full(target)}")
     changes = {
         "os": values["os"],
         "architecture": values["arch"],
@@ -217,7 +215,9 @@ def _mount(repository: Repository, name: Reference, entry: manifests.Entry) -> N
         upload = repository.upload(blob["digest"], mount_from=name.path)
         if upload is not None:
             upload.cancel()
-            raise Failure(f"the registry cannot mount {blob['digest']} from {name.path}: push the image there first")
+            raise Failure(
+                f"the registry cannot mount {blob['digest']} from {name.path}: push the image there first"
+            )
     repository.put_manifest(
         entry["Descriptor"]["digest"], entry["Descriptor"]["mediaType"], base64.b64decode(entry["Raw"])
     )
@@ -245,7 +245,7 @@ COMMANDS = {
         flags=(
             Flag("arch", "string", "Set architecture"),
             Flag("os", "string", "Set operating system"),
-            Flag("os-features", "stringSlice", "Set operating system feature"),
+            Flag("os-features", "strings", "Set operating system feature"),
             Flag("os-version", "string", "Set operating system version"),
             Flag("variant", "string", "Set architecture variant"),
         ),
