@@ -127,7 +127,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def test_every_verb_has_a_scenario() -> None:
-    elsewhere = {"edit"}  # test_e2e_edit.py
+    elsewhere = {"edit", "discard", "restore"}  # test_e2e_edit.py, test_e2e_discarded_layers.py
     assert {name.partition(".")[0] for name in failpoints.names()} == set(SCENARIOS) | elsewhere
 
 
