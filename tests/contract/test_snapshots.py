@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound, Unavailable
+from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound, Unavailable, Unsupported
 from dray.engine import rootfs
 from dray.linux import btrfs
 from dray.runtime.model import Mount
@@ -20,6 +20,7 @@ from dray.runtime.operations import MountRoot
 from dray.runtime.served import attachable, serve
 from dray.runtime.stage import Stage
 from dray.store.btrfs import Btrfs
+from dray.store.erofs.driver import Erofs, probe
 from dray.store.fuseoverlay import FuseOverlay
 from dray.store.layers.diff import write_layer
 from dray.store.metadata import Metadata
@@ -31,8 +32,8 @@ from support.layers import describe, entry, folder, hardlink, make, source, syml
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
-Driver = Overlay | Vfs | Btrfs | FuseOverlay
-DRIVERS: dict[str, type[Driver]] = {kind.name: kind for kind in (Overlay, Vfs, Btrfs, FuseOverlay)}
+Driver = Overlay | Vfs | Btrfs | FuseOverlay | Erofs
+DRIVERS: dict[str, type[Driver]] = {kind.name: kind for kind in (Overlay, Vfs, Btrfs, FuseOverlay, Erofs)}
 Opener = Callable[[], Driver]
 
 
@@ -46,7 +47,7 @@ def btrfs_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(params=["overlay2", "vfs", "btrfs", "fuse-overlayfs"])
+@pytest.fixture(params=["overlay2", "vfs", "btrfs", "fuse-overlayfs", "erofs"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Open the driver, or open it again as after a kill."""
     opened: list[tuple[Driver, Metadata]] = []
@@ -59,6 +60,12 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
         root.symlink_to(below)
     if request.param == "fuse-overlayfs" and not (shutil.which("fuse-overlayfs") and os.path.exists("/dev/fuse")):
         pytest.skip("fuse-overlayfs: the program or /dev/fuse is missing")
+
+    if request.param == "erofs":
+        try:
+            probe(root.parent)
+        except Unsupported as error:
+            pytest.skip(str(error))
 
     def close() -> None:
         for driver, records in opened:
