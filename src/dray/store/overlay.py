@@ -385,7 +385,9 @@ class Overlay:
         from dray.store.layers.diff import overlay_changes
 
         lower = [self._layer(layer) for layer in self._ledger.chain(self._ledger.parent(key))]
-        return overlay_changes(self.upper(key), lower, marks_are_files=self.marks_are_files)
+        own = self._ledger.layers.get(key)
+        upper = self.upper(key) if own is None else self._layer(own)
+        return overlay_changes(upper, lower, marks_are_files=self.marks_are_files)
 
     def list(self) -> list[Info]:
         """See `Snapshots`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import time
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from dray.store.layers.headers import (
     Entry,
     TarReader,
 )
+from dray.store.layers.stream import Budget
 from dray.store.layers.tree import clean
 from dray.store.layers.whiteouts import OPAQUE, WHITEOUT
 
@@ -36,6 +38,9 @@ _KINDS = {
     REGULAR: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK, CHAR: stat.S_IFCHR,
     BLOCK_DEVICE: stat.S_IFBLK, FIFO: stat.S_IFIFO,
 }  # fmt: skip
+_ACCESS = b"system.posix_acl_access"
+_MINIMAL = (0x01, 0x04, 0x20)  # owner, group, others
+_NAMED_USER, _NAMED_GROUP, _MASK = 0x02, 0x08, 0x10
 _MAX_TIME = (1 << 63) - 1
 _XATTR_MAX = 65535
 _TARGET_MAX = 4095
@@ -52,9 +57,10 @@ class LowerFiles(Protocol):
 class Builder:
     """Builds the tree of one tar. `opaque_root`: the root hides all lower layers."""
 
-    def __init__(self, lower: LowerFiles | None = None) -> None:
+    def __init__(self, budget: Budget, lower: LowerFiles | None = None) -> None:
         self.nodes = Nodes(time.time_ns())
         self.opaque_root = False
+        self._budget = budget
         self._lower = lower
 
     def read(self, tar: TarReader) -> None:
@@ -108,10 +114,11 @@ class Builder:
         node.data = self._tar.source.position
         node.size = entry.size if entry.sparse is None else entry.real_size
         node.pieces = entry.sparse
+        self._budget.write(node.data + entry.size)
         if entry.sparse is not None:
             self.nodes.take(100 * len(entry.sparse))
-        if node.size > _SIZE_MAX:
-            raise InvalidParameter(f"{os.fsdecode(path)}: File too large")
+            if node.size > _SIZE_MAX:
+                raise InvalidParameter(f"{os.fsdecode(path)}: File too large")
 
     def _attributes(self, node: Node, entry: Entry) -> None:
         node.mode = stat.S_IFMT(node.mode) | entry.mode & 0o7777
@@ -133,8 +140,11 @@ class Builder:
         if name.startswith(b"system."):
             if kind == stat.S_IFLNK:
                 return
-            if value[:4] != b"\x02\0\0\0" or len(value) % 8 != 4:
-                raise InvalidParameter(f"damaged access control list {os.fsdecode(name)} in layer")
+            entries = _access_list(value)
+            if name == _ACCESS:
+                node.mode = node.mode & ~0o777 | _granted(entries)
+                if all(tag in _MINIMAL for tag, _ in entries):
+                    return  # it says no more than the mode
         elif name.endswith(b".") or b"\0" in name or len(name) > 255 or len(value) > _XATTR_MAX:
             raise InvalidParameter(f"invalid extended attribute {name[:80]!r} in layer")
         self.nodes.take(200 + len(name) + len(value))
@@ -220,6 +230,27 @@ class Builder:
             self.nodes.put(parent, name, mark)
         elif old.children is not None:
             old.opaque, old.implicit = True, False
+
+
+def _access_list(value: bytes) -> list[tuple[int, int]]:
+    """Return the (tag, permissions) of a POSIX access control list as attributes have it (acl(5), xattr(7))."""
+    if value[:4] != b"\x02\0\0\0" or len(value) % 8 != 4:
+        raise InvalidParameter("damaged access control list in layer")
+    found = [(tag, rights) for tag, rights, _ in struct.iter_unpack("<HHI", value[4:])]
+    tags = [tag for tag, _ in found]
+    once = all(tags.count(tag) == 1 for tag in _MINIMAL) and tags.count(_MASK) <= 1
+    named = {_NAMED_USER, _NAMED_GROUP} & set(tags)
+    known = set(tags) <= {*_MINIMAL, _MASK, _NAMED_USER, _NAMED_GROUP} and all(right <= 7 for _, right in found)
+    if not (once and known and tags == sorted(tags) and (_MASK in tags or not named)):
+        raise InvalidParameter("damaged access control list in layer")
+    return found
+
+
+def _granted(entries: list[tuple[int, int]]) -> int:
+    """Return the mode that goes with an access control list: the mask stands for the group."""
+    rights = dict(entries)
+    owner, group, other = (rights[tag] for tag in _MINIMAL)
+    return owner << 6 | rights.get(_MASK, group) << 3 | other
 
 
 def _target(target: bytes, path: bytes) -> bytes:

@@ -211,8 +211,8 @@ class Image:
             return self._chunks[node].bits
         if not node.size:
             return ondisk.NOWHERE
-        if node.data < 0:
-            return -node.data // ondisk.BLOCK  # a copy
+        if node.copy:
+            return node.copy // ondisk.BLOCK
         return self._space.checked(node.data, node.size)
 
     def _encode(self, node: Node, number: int, size: int, where: int, *, inline: bool) -> bytes:

@@ -7,9 +7,12 @@ name beside the image (a hard link), and the image holds its index alone.
 from __future__ import annotations
 
 import contextlib
+import errno
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 from msgspec import field
 
@@ -22,11 +25,11 @@ from dray.store.erofs.nodes import Node, Nodes
 from dray.store.layers.extract import Applied, NeedsLower
 from dray.store.layers.headers import TarReader
 from dray.store.layers.lower import LowerLayers, inherited
-from dray.store.layers.stream import Budget, ForwardReader
+from dray.store.layers.stream import Budget, ForwardReader, detect
 from dray.store.layers.unpack import consume
 from dray.store.snapshots import LayerSource
 
-IMAGE = "layer.erofs"
+IMAGE, TAR = "layer.erofs", "layer.tar"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -88,9 +91,8 @@ class _LowerFiles:
     def copy(self, space: Space) -> None:
         """Copy them all."""
         for node, file in self.wanted:
-            at = space.room(node.size)
-            copy_between(file, 0, space.file, at, node.size)
-            node.data = -at
+            node.copy = space.room(node.size)
+            copy_between(file, 0, space.file, node.copy, node.size)
 
     def close(self) -> None:
         """Close what is open."""
@@ -126,19 +128,13 @@ def index_layer(
     with contextlib.ExitStack() as scope:
         file = os.open(f"{os.fspath(directory)}/{IMAGE}", _FLAGS, 0o600)
         scope.callback(os.close, file)
-        space = Space(file, budget=budget)
-        store = _Store(space, budget)
         files = None if lower is None else _LowerFiles(LowerLayers(lower))
         if files is not None:
             scope.callback(files.close)
-        builder = Builder(files)
-
-        def read(reader: ForwardReader) -> int:
-            builder.read(TarReader(reader))
-            store.ended = True
-            return reader.position
-
-        space.stored(consume(layer, budget, read, tell=tell, through=store.through))
+        builder = Builder(budget, files)
+        space = _link(layer, directory, file, builder, budget, tell) or _store(layer, file, builder, budget, tell)
+        if not space.own:
+            scope.callback(os.close, space.tar)
         os.ftruncate(file, space.end)
         if files is not None:
             files.copy(space)
@@ -146,6 +142,62 @@ def index_layer(
         image = Image(space, builder.nodes)
         image.write()
         return _result(builder, image)
+
+
+Tell = Callable[[int], None] | None
+
+
+def _store(layer: LayerSource, file: int, builder: Builder, budget: Budget, tell: Tell) -> Space:
+    """Read a blob, its tar written to the image on the way."""
+    space = Space(file, budget=budget)
+    store = _Store(space, budget)
+
+    def read(reader: ForwardReader) -> int:
+        builder.read(TarReader(reader))
+        store.ended = True
+        return reader.position
+
+    space.stored(consume(layer, budget, read, tell=tell, through=store.through))
+    return space
+
+
+def _link(
+    layer: LayerSource,
+    directory: str | os.PathLike[str],
+    file: int,
+    builder: Builder,
+    budget: Budget,
+    tell: Tell,
+) -> Space | None:
+    """Read the headers of a blob that is the tar itself, and give it a name beside the image; None if it is not, or
+    lies elsewhere."""
+    with layer.open() as blob:
+        size = os.fstat(blob.fileno()).st_size
+        # The kernel reads whole blocks, and there must be nothing of them missing.
+        whole = size and size % ondisk.BLOCK == 0
+        if not (layer.verified and whole and not detect(os.pread(blob.fileno(), 6, 0))):
+            return None
+        descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.link(str(blob.fileno()), f"{os.fspath(directory)}/{TAR}", src_dir_fd=descriptors, follow_symlinks=True)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOENT):
+                raise
+            return None
+        finally:
+            os.close(descriptors)
+        space = Space(file, tar=os.open(f"{os.fspath(directory)}/{TAR}", os.O_RDONLY | os.O_CLOEXEC), budget=budget)
+        try:
+            # Only the pages with headers are touched.
+            reader = ForwardReader(iter([cast("bytes", mmap.mmap(space.tar, size, prot=mmap.PROT_READ))]))
+            builder.read(TarReader(reader))
+        except BaseException:
+            os.close(space.tar)
+            raise
+    space.stored(reader.position)
+    if tell:
+        tell(size)
+    return space
 
 
 def _result(builder: Builder, image: Image) -> Indexed:
@@ -197,7 +249,8 @@ def adopt(directory: str | os.PathLike[str], indexed: Indexed, below: Sequence[s
 
 def mounted(directory: str | os.PathLike[str]) -> int:
     """Return a detached mount of the image in `directory`, the caller's to close."""
-    return erofs.mount(f"{os.fspath(directory)}/{IMAGE}")
+    tar = f"{os.fspath(directory)}/{TAR}"
+    return erofs.mount(f"{os.fspath(directory)}/{IMAGE}", [tar] if os.path.exists(tar) else [])
 
 
 def check_image(directory: str) -> int:

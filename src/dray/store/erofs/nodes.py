@@ -26,6 +26,7 @@ class Node:
 
     mode: with its type; mtime: nanoseconds; device: major and minor
     size, data: a file's, and the byte of the stored tar where it begins; pieces: of a file with holes, see `Entry`
+    copy: the byte of the image where a copy begins, of a file that is not in the tar; 0 for none
     target: a link's; children: a directory's; parent: the directory above a directory
     links: how many names it has (1 for a directory)
     implicit: a directory that was made only because something lies in it; opaque: it hides what lies below
@@ -33,7 +34,7 @@ class Node:
     """
 
     __slots__ = (
-        "at", "children", "data", "device", "gid", "implicit", "links", "mode", "mtime", "opaque", "parent", "pieces",
+        "at", "children", "copy", "data", "device", "gid", "implicit", "links", "mode", "mtime", "opaque", "parent", "pieces",
         "size", "target", "uid", "whiteout", "xattrs",
     )  # fmt: skip
 
@@ -45,6 +46,7 @@ class Node:
         self.device = (0, 0)
         self.size = 0
         self.data = -1
+        self.copy = 0
         self.pieces: list[tuple[int, int]] | None = None
         self.target = b""
         self.children: dict[bytes, Node] | None = {} if stat.S_ISDIR(mode) else None
