@@ -33,6 +33,8 @@ PAX = {
     "SCHILY.xattr.nonsense.a": "not kept",
     "mtime": "1234567890.123456789",
 }
+
+
 def access(*entries: tuple[int, int, int]) -> dict[str, str]:
     """An access control list of (tag, permissions, id)."""
     value = b"\2\0\0\0" + b"".join(struct.pack("<HHI", *one) for one in entries)
@@ -186,7 +188,9 @@ def test_files_beyond_4_gib(tmp_path: Path) -> None:
         file.write(make(sparse("holes", size, (0, b"a"), ((5 << 30), b"bcdef")), entry("after", b"1")))
     place = tmp_path / "image"
     place.mkdir()
-    index_layer(LayerSource("c", None, "d", lambda: path.open("rb"), verified=True, size=path.stat().st_size), place)
+    index_layer(
+        LayerSource("c", None, "d", lambda: path.open("rb"), verified=True, size=path.stat().st_size), place
+    )
     fd = mounted(place)
     try:
         for name, tail in (("big", b"\0\0end"), ("holes", b"bcdef")):

@@ -179,14 +179,18 @@ def _link(
             return None
         descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.link(str(blob.fileno()), f"{os.fspath(directory)}/{TAR}", src_dir_fd=descriptors, follow_symlinks=True)
+            os.link(
+                str(blob.fileno()), f"{os.fspath(directory)}/{TAR}", src_dir_fd=descriptors, follow_symlinks=True
+            )
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOENT):
                 raise
             return None
         finally:
             os.close(descriptors)
-        space = Space(file, tar=os.open(f"{os.fspath(directory)}/{TAR}", os.O_RDONLY | os.O_CLOEXEC), budget=budget)
+        space = Space(
+            file, tar=os.open(f"{os.fspath(directory)}/{TAR}", os.O_RDONLY | os.O_CLOEXEC), budget=budget
+        )
         try:
             # Only the pages with headers are touched.
             reader = ForwardReader(iter([cast("bytes", mmap.mmap(space.tar, size, prot=mmap.PROT_READ))]))
