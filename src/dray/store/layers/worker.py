@@ -131,7 +131,7 @@ def serve(work: Work) -> None:
         say({"done": done})
 
     layer = LayerSource(
-        "", None, diff_id, open=lambda: os.fdopen(0, "rb", buffering=0), verified=verified == "1"
+        "", None, diff_id, open=lambda: os.fdopen(os.dup(0), "rb", buffering=0), verified=verified == "1"
     )  # fmt: skip
     try:
         applied = work(layer, directory, words, tell)
