@@ -80,7 +80,7 @@ OPTIONS: tuple[Option, ...] = (
         "Where CDI specs of devices are; the last one wins",
     ),
     # Storage
-    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs or vfs"),
+    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs, erofs or vfs"),
     Option("storage-opts", "list", "storage-opt", "", [], "Options of storage drivers (none is supported)"),
     # Registries
     Option("registry-mirrors", "list", "registry-mirror", "", [], "URL of a mirror of docker.io"),
