@@ -80,7 +80,7 @@ OPTIONS: tuple[Option, ...] = (
         "Where CDI specs of devices are; the last one wins",
     ),
     # Storage
-    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs or vfs"),
+    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs, erofs or vfs"),
     Option(
         "discard-compressed-layers",
         "bool",

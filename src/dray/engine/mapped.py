@@ -35,11 +35,11 @@ def check(folder: str, driver: str, remap: Remap) -> None:
         return
     if driver == "fuse-overlayfs":
         raise Unsupported(
-            "userns-remap: storage driver fuse-overlayfs cannot show layers with mapped ids: use overlay2, btrfs or vfs"
+            "userns-remap: storage driver fuse-overlayfs cannot show layers with mapped ids: use overlay2, btrfs, erofs or vfs"
         )
     with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as place:
         mount = Mount("bind", place, ("rbind",))
-        if driver == "overlay2":
+        if driver in ("overlay2", "erofs"):
             for name in ("lower", "upper", "work"):
                 os.mkdir(f"{place}/{name}")
             words = (f"lowerdir={place}/lower", f"upperdir={place}/upper", f"workdir={place}/work")
