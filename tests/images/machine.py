@@ -31,7 +31,7 @@ PACKAGES = (
         "hostname",
         "util-linux-extra",
     ),
-    *("procps", "kmod", "busybox-static", "util-linux", "mount", "e2fsprogs", "curl"),
+    *("procps", "kmod", "busybox-static", "util-linux", "mount", "e2fsprogs", "xfsprogs", "curl", "criu", "iptables"),
 )
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "quota_v2", "ext4", "virtio_console")
 LATE_MODULES = (

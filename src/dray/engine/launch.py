@@ -77,8 +77,10 @@ class Launcher:
         self._peers = peers
         self._remap = remap
 
-    async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
-        """Start a container's task; return it and the endpoints it got."""
+    async def launch(
+        self, container: Container, undo: AsyncExitStack, *, checkpoint: str = ""
+    ) -> tuple[Task, list[Endpoint]]:
+        """Start a container's task, from a checkpoint's folder if one is named; return it and the endpoints it got."""
         record = container.record
         laps = Laps()
         user = self._remap.of(record, self._registry.find)
@@ -114,6 +116,8 @@ class Launcher:
             laps.lap("spec")
             failpoints.reach("start.files")
             request, descriptors = self._request(record, attachment, run_dir, user)
+            if checkpoint:
+                request = msgspec.structs.replace(request, restore=checkpoint)
             if resolver is not None:
                 await resolver  # it was being made meanwhile
             laps.lap("names")

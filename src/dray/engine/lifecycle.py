@@ -76,8 +76,8 @@ class Lifecycle:
 
     # -- start ---------------------------------------------------------------------------------------------
 
-    async def start(self, container: Container) -> None:
-        """Start a container; NotModified if it runs already."""
+    async def start(self, container: Container, *, checkpoint: str = "") -> None:
+        """Start a container, from a checkpoint's folder if one is named; NotModified if it runs already."""
         async with container.lock:
             state = container.state
             if state.status == "paused":
@@ -89,17 +89,17 @@ class Lifecycle:
             self._cancel_restart(container)
             container.record.restart_count = 0
             container.record.manually_stopped = False
-            await self._start_locked(container)
+            await self._start_locked(container, checkpoint=checkpoint)
         if container.record.host_config.restart_policy.name not in ("", "no"):
             await self._registry.sync()  # after a power loss its policy must find it started
 
-    async def _start_locked(self, container: Container) -> None:
+    async def _start_locked(self, container: Container, *, checkpoint: str = "") -> None:
         record, state = container.record, container.state
         container.stop_requested = False
         before = "exited" if state.status == "restarting" else state.status
         try:
             async with AsyncExitStack() as undo:
-                task, endpoints = await self._launcher.launch(container, undo)
+                task, endpoints = await self._launcher.launch(container, undo, checkpoint=checkpoint)
                 undo.push_async_callback(self._abandon, task)
                 record.endpoints = list(endpoints)
                 state.status, state.pid, record.resume = "running", task.pid, False
@@ -254,12 +254,12 @@ class Lifecycle:
             raise Conflict(f"cannot kill container: {container.id}: container {container.id} is not running")
         await self._signal(container, number)
         if number == signal.SIGKILL:
-            await self._wait_until_settled(container, KILL_PATIENCE)
+            await self.wait_until_settled(container)
 
     async def _signal(self, container: Container, number: int) -> None:
         terminal = number in (signal.SIGKILL, self._stop_signal(container))
         if terminal:
-            self._note_stopped_by_hand(container)
+            self.note_stopped_by_hand(container)
         task = container.task
         if task is not None:
             over: tuple[type[Exception], ...] = (NotFound, ProcessLookupError)
@@ -273,7 +273,7 @@ class Lifecycle:
             "container", "kill", container.id, event_attributes(container) | {"signal": str(int(number))}
         )
 
-    def _note_stopped_by_hand(self, container: Container) -> None:
+    def note_stopped_by_hand(self, container: Container) -> None:
         """Remember it for the restart policy. A disk that is full must not keep anybody from stopping a container."""
         if self._shutting_down:  # the daemon stops it, and its policy starts it again with the daemon
             return
@@ -298,7 +298,7 @@ class Lifecycle:
                 return False
             self._cancel_restart(container)
             container.state.status = "exited"
-            self._note_stopped_by_hand(container)
+            self.note_stopped_by_hand(container)
             return True
 
     async def stop(self, container: Container, *, signal_name: str = "", timeout: int | None = None) -> None:
@@ -319,11 +319,11 @@ class Lifecycle:
             patience = container.record.config.stop_timeout
         if patience is None:
             patience = self._default_stop_timeout
-        self._note_stopped_by_hand(container)
+        self.note_stopped_by_hand(container)
         await self._signal(container, number)
         if not await self._settled_within(container, None if patience < 0 else float(patience)):
             await self._signal(container, signal.SIGKILL)
-            await self._wait_until_settled(container, KILL_PATIENCE)
+            await self.wait_until_settled(container)
         if container.state.status == "restarting":  # it ended by itself just before it could be told to
             await self._give_up_restarting(container)
 
@@ -341,7 +341,8 @@ class Lifecycle:
             return False
         return True
 
-    async def _wait_until_settled(self, container: Container, seconds: float) -> None:
+    async def wait_until_settled(self, container: Container, seconds: float = KILL_PATIENCE) -> None:
+        """Wait for the end of a run that was killed; Internal when it does not come."""
         if not await self._settled_within(container, seconds):
             raise Internal(
                 f"container {container.id}: the process did not end within {seconds:g} s of SIGKILL; it hangs in the "
@@ -448,7 +449,7 @@ class Lifecycle:
         if not await self._give_up_restarting(container) and container.state.running:
             container.stop_requested = True
             await self._signal(container, signal.SIGKILL)
-            await self._wait_until_settled(container, KILL_PATIENCE)
+            await self.wait_until_settled(container)
 
     async def _remove_quietly(self, container: Container) -> None:
         with contextlib.suppress(DrayError):

@@ -58,6 +58,28 @@ class BuiltinRuntime:
         self._containers[request.id] = container
         return Started(container.saved.pid, console)
 
+    def checkpoint(self, id: str, images: Path, *, leave_running: bool = False) -> None:
+        """See `Checkpointing.checkpoint`."""
+        from dray.runtime import checkpoint
+
+        container = self._find(id)
+        container.require_alive()
+        checkpoint.dump(container, images, leave_running=leave_running)
+
+    def restore(self, request: CreateRequest, images: Path) -> Started:
+        """See `Checkpointing.restore`."""
+        from dray.runtime.restoration import Restoration
+
+        state.check_id(request.id)
+        if request.id in self._containers:
+            raise Conflict(f"container with id exists: {request.id}")
+        with attachable(request.rootfs) as layers, contextlib.ExitStack() as undo:
+            request = replace(request, rootfs=layers)
+            container = Restoration(request, images, self._state_dir, undo).run()
+            undo.pop_all()
+        self._containers[request.id] = container
+        return Started(container.saved.pid)
+
     def start(self, id: str) -> None:
         """See `Runtime.start`."""
         container = self._find(id)

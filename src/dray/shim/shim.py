@@ -7,6 +7,7 @@ daemon, and a daemon that comes back connects to `shim.sock` in the run director
     create {task, attachments}   descriptors: those of task.fds, then one socket for each attachment
     start, pause, resume, pids   {}
     kill {signal, all}           update {resources}          resize {exec_id, rows, columns}
+    checkpoint {images, leave}   into a folder
     attach AttachRequest         one descriptor, the client's socket
     exec ExecCreate              one descriptor if it has an `attach`
     state                        what a daemon that comes back must know: {pid, started_at, status, execs}
@@ -37,7 +38,7 @@ from dray.base.files import write_atomic
 from dray.linux import libc, mounts
 from dray.logs import registry as log_drivers
 from dray.runtime import document
-from dray.runtime.model import CreateRequest, Mount, Runtime
+from dray.runtime.model import CreateRequest, Mount, Runtime, Started
 from dray.shim import requests
 from dray.shim.connections import Connection, Listener
 from dray.shim.execs import Execs, read_config
@@ -106,6 +107,7 @@ class Shim:
             "pause": lambda _params, _message: self._running().pause(self.task.id),
             "resume": lambda _params, _message: self._running().resume(self.task.id),
             "update": self._update,
+            "checkpoint": self._checkpoint,
             "pids": lambda _params, _message: self._running().pids(self.task.id),
             "state": lambda _params, _message: self._state(),
             "seen": self._seen,
@@ -243,8 +245,13 @@ class Shim:
             console_size=task.console_size,
         )
         self._config = b""
+        verb: Callable[[CreateRequest], Started] = runtime.create
+        if task.restore:
+            from dray.shim import checkpoints
+
+            verb = checkpoints.restoring(runtime, task)
         init.run(
-            lambda stdio: runtime.create(msgspec.structs.replace(request, stdio=stdio)),
+            lambda stdio: verb(msgspec.structs.replace(request, stdio=stdio)),
             stdin=task.open_stdin,
             output=True,
             owner=task.owner,
@@ -289,7 +296,9 @@ class Shim:
         return self._runtime
 
     def _start(self) -> None:
-        self._running().start(self.task.id)
+        runtime = self._running()
+        if not self.task.restore:
+            runtime.start(self.task.id)
         assert self._init is not None
         self._init.started_at = time.time_ns()
         self._loop.call_later(0, self._watch_oom)
@@ -310,6 +319,11 @@ class Shim:
 
     def _update(self, params: bytes, _message: rpc.Received) -> None:
         self._running().update(self.task.id, requests.plain.decode(params)["resources"])
+
+    def _checkpoint(self, params: bytes, _message: rpc.Received) -> None:
+        from dray.shim import checkpoints
+
+        checkpoints.write(self._running(), self.task, requests.plain.decode(params))
 
     def _resize(self, params: bytes, _message: rpc.Received) -> None:
         request = requests.plain.decode(params)
