@@ -157,7 +157,7 @@ def _make(place: Path, container: str) -> None:
     if place.exists():
         if not place.is_dir():
             raise Conflict(f"{place} exists and is not a directory")
-        if any(entry.suffix not in (".img", ".tmp", ".log") for entry in place.iterdir()):
+        if not all(name.endswith((".img", ".tmp", "stats-dump")) for name in os.listdir(place)):
             raise Conflict(f"{place} exists and is no checkpoint")
         remove_tree(place)
     os.makedirs(place, 0o700)

@@ -36,6 +36,8 @@ from dray.logs import attributes
 from dray.network import containerfiles, hostfiles
 from dray.network.controller import Controller
 from dray.network.model import Attachment, Endpoint
+from dray.runtime.model import Mount
+from dray.runtime.served import FUSE_OVERLAY, mapping_words
 from dray.shim.model import LogSpec, MountSpec, TaskCreate
 from dray.shim.tasks import Task, Tasks
 from dray.store.snapshots import Snapshots
@@ -218,7 +220,7 @@ class Launcher:
                 MountSpec(
                     type=mount.type,
                     source=mount.source,
-                    options=[*mount.options, *([] if user is None else ["idmap"])],
+                    options=[*mount.options, *_mapping(mount, user)],
                     target=mount.target,
                 )
                 for mount in self._snapshots.mounts(record.id)
@@ -320,6 +322,13 @@ class Launcher:
                 "read/write": "true" if point.rw else "false",
             }
         self._events.publish("volume", action, point.name, told)
+
+
+def _mapping(mount: Mount, user: UserNamespace | None) -> Sequence[str]:
+    """Return the options that show a root with the ids of a user namespace."""
+    if user is None:
+        return ()
+    return mapping_words(user.maps) if mount.type == FUSE_OVERLAY else ("idmap",)
 
 
 def _clear(run_dir: str) -> None:
