@@ -84,7 +84,7 @@ def test_size_of_what_a_container_writes_is_kept(guest: Guest) -> None:
             assert int(out.split()[-1]) <= 4 << 20
         guest.ok(f"{docker} rm -f box")
         assert guest.ok(f"{docker} run --rm busybox sh -c '{write}'").split()[-1] == str(8 << 20)
-        guest.ok(f"xfs_quota -x -c 'report -p -n -N' /quota | awk '$1 ~ /^#1[0-9]{{9}}/ && $2 > 0 {{ exit 1 }}'")
+        guest.ok("xfs_quota -x -c 'report -p -n -N' /quota | awk '$1 ~ /^#1[0-9]{9}/ && $2 > 0 { exit 1 }'")
 
 
 HUGE = """

@@ -23,6 +23,7 @@ from dray.engine.launch import Launcher
 from dray.engine.model import Container, ContainerRecord, event_attributes
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
+from dray.linux import processes
 from dray.network.controller import Controller
 from dray.shim.model import ExitStatus
 from dray.shim.tasks import Task
@@ -31,9 +32,18 @@ from dray.store.snapshots import Snapshots
 log = logging.getLogger(__name__)
 
 KILL_PATIENCE = 10.0  # seconds after SIGKILL before we say that the process cannot be killed
+SETTLE_ROUNDS = 6  # times that patience, for what follows the end of a process
 
 _ENDS_PATIENCE = 2.0  # seconds, until a daemon that stops leaves shims of dead containers to themselves
 OPENING_PATIENCE = 5.0  # seconds that a removal waits for log readers to open their files
+
+
+def _state_of(pid: int) -> str:
+    """Return the state letter of proc(5), "" for a process that is gone."""
+    try:
+        return processes.state(pid)
+    except ProcessLookupError:
+        return ""
 
 
 @contextlib.contextmanager
@@ -341,13 +351,24 @@ class Lifecycle:
             return False
         return True
 
-    async def wait_until_settled(self, container: Container, seconds: float = KILL_PATIENCE) -> None:
-        """Wait for the end of a run that was killed; Internal when it does not come."""
-        if not await self._settled_within(container, seconds):
-            raise Internal(
-                f"container {container.id}: the process did not end within {seconds:g} s of SIGKILL; it hangs in the "
-                "kernel (look at its state in /proc)"
-            )
+    async def wait_until_settled(self, container: Container) -> None:
+        """Wait for the end of a run that was killed; Internal when its process does not end.
+
+        A process that has ended is waited for longer: on a machine that is busy, what comes behind its end (its last
+        output, exit.json on disk, its network) may be what takes so long.
+        """
+        for _ in range(SETTLE_ROUNDS):
+            if await self._settled_within(container, KILL_PATIENCE):
+                return
+            state = _state_of(container.state.pid)
+            if state not in ("", "Z"):
+                raise Internal(
+                    f"container {container.id}: process {container.state.pid} did not end within {KILL_PATIENCE:g} s of "
+                    f"SIGKILL; it hangs in the kernel, in state {state} (see /proc/{container.state.pid}/stack)"
+                )
+        raise Internal(
+            f"container {container.id}: it was killed, but its shim does not say how it ended; kill the shim"
+        )
 
     async def restart_unhealthy(self, container: Container) -> None:
         """End a run that its health check gave up, for a container that asked for that; its end is followed by the
