@@ -366,6 +366,7 @@ class Lifecycle:
                     f"container {container.id}: process {container.state.pid} did not end within {KILL_PATIENCE:g} s of "
                     f"SIGKILL; it hangs in the kernel, in state {state} (see /proc/{container.state.pid}/stack)"
                 )
+            log.warning("container %s was killed and is gone, but its end is not yet settled", container.name)
         raise Internal(
             f"container {container.id}: it was killed, but its shim does not say how it ended; kill the shim"
         )
