@@ -1,4 +1,4 @@
-"""Checkpoints of containers: written by criu from the container's shim, listed, removed, started from.
+"""Checkpoints of containers: written by criu, listed, removed, started from.
 
     <data-root>/containers/<id>/checkpoints/<name>/      or <dir>/<name>/ with --checkpoint-dir
         dray.json, *.img                                 see `runtime.checkpoint`; without dray.json it is a broken one
@@ -72,7 +72,15 @@ class Checkpoints:
             if not leave_running:
                 self._lifecycle.note_stopped_by_hand(container)
             try:
-                await task.checkpoint(str(place), leave_running=leave_running)
+                await self._caller.call(
+                    "dray.runtime.checkpoint:write",
+                    {
+                        "pid": task.pid,
+                        "bundle": self._layout.task(container.id),
+                        "images": str(place),
+                        "leave_running": leave_running,
+                    },
+                )
             except DrayError as error:
                 await asyncio.to_thread(remove_tree, place)
                 if not leave_running:
@@ -84,6 +92,10 @@ class Checkpoints:
             await self._lifecycle.wait_until_settled(container)
 
     def _check(self, container: Container, directory: str, *, leave_running: bool) -> None:
+        if container.record.host_config.runtime != "dray":
+            raise Unsupported(
+                f"checkpoints: not with runtime {container.record.host_config.runtime}, only with the built-in one"
+            )
         if container.record.config.tty:
             raise Unsupported("checkpoint not supported on containers with tty")
         if container.record.host_config.auto_remove and not leave_running and not directory:

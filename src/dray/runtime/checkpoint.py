@@ -26,7 +26,6 @@ from dray.base.malformed import MALFORMED
 from dray.linux import libc, namespaces, processes
 from dray.runtime import document
 from dray.runtime.hooks import hooks_of
-from dray.runtime.state import Container
 
 PROGRAM = "criu"
 DESCRIPTION = "dray.json"
@@ -67,17 +66,27 @@ def check(_arguments: dict[str, Any], _fds: list[int]) -> str:
     return "" if code == 0 else f"criu check says: {next((line for line in lines if line), 'nothing')}"
 
 
-def dump(container: Container, images: Path, *, leave_running: bool) -> None:
+def write(arguments: dict[str, Any], _fds: list[int]) -> None:
+    """Write a container's processes down: `dump` for a process that is asked to (`shim.zygote`).
+
+    arguments: pid, bundle, images, leave_running
+    """
+    dump(
+        arguments["pid"],
+        Path(arguments["bundle"]),
+        Path(arguments["images"]),
+        leave_running=arguments["leave_running"],
+    )
+
+
+def dump(pid: int, bundle: Path, images: Path, *, leave_running: bool) -> None:
     """Write the processes of a running container into the folder `images`; they are killed unless `leave_running`.
 
+    Never called by the parent of the container's processes: they end for criu when their parent has reaped them.
     Unsupported for a container that is interwoven with what is not its own, Internal with criu's reason.
     """
-    bundle = Path(container.saved.bundle)
     spec = document.parsed((bundle / "config.json").read_bytes())
     refuse(spec)
-    if container.paused:
-        raise Unsupported("a paused container cannot be written down: unpause it first")
-    pid = container.saved.pid
     placed = _outside_mounts(pid, spec)
     outside = Outside(
         stdio=[_pipe(pid, number) for number in range(3)],

@@ -59,15 +59,18 @@ class BuiltinRuntime:
         return Started(container.saved.pid, console)
 
     def checkpoint(self, id: str, images: Path, *, leave_running: bool = False) -> None:
-        """See `Checkpointing.checkpoint`."""
+        """Write the processes down into an empty folder; they are killed afterwards unless `leave_running`. See
+        `checkpoint.dump` for who may not call this."""
         from dray.runtime import checkpoint
 
         container = self._find(id)
         container.require_alive()
-        checkpoint.dump(container, images, leave_running=leave_running)
+        if container.paused:
+            raise Conflict(f"container {id} is paused: resume it first")
+        checkpoint.dump(container.saved.pid, Path(container.saved.bundle), images, leave_running=leave_running)
 
     def restore(self, request: CreateRequest, images: Path) -> Started:
-        """See `Checkpointing.restore`."""
+        """See `Restoring.restore`."""
         from dray.runtime.restoration import Restoration
 
         state.check_id(request.id)

@@ -135,11 +135,8 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
-class Checkpointing(Protocol):
-    """What a runtime that can write containers down has besides `Runtime`'s verbs."""
-
-    def checkpoint(self, id: str, images: Path, *, leave_running: bool = False) -> None:
-        """Write the processes into an empty folder; they are killed afterwards unless `leave_running`."""
+class Restoring(Protocol):
+    """What a runtime that can bring containers back has besides `Runtime`'s verbs."""
 
     def restore(self, request: CreateRequest, images: Path) -> Started:
         """Instead of `create` and `start`: make the container with the processes of a checkpoint, which run."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal as signals
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from dray.runtime.model import CreateRequest
 from dray.runtime.stage import Stage
 from dray.runtime.state import Container, Saved
 from dray.runtime.validate import Namespaces
+
+PATIENCE = 600  # seconds, for containers with much memory
 
 
 class Restoration:
@@ -82,11 +85,13 @@ class Restoration:
                 criu, criu_fd = libc.clone3(libc.CLONE_NEWNS)
                 if criu == 0:
                     self._become_criu(words, set(given), theirs, cgroup, spaces)
-            os.close(criu_fd)
             try:
                 ours.receive()
+                _wait(criu_fd)
             finally:
+                libc.pidfd_send_signal(criu_fd, signals.SIGKILL)
                 code = processes.reap(criu)
+                os.close(criu_fd)
         try:
             pid = int(pid_file.read_text())
         except (FileNotFoundError, ValueError):
@@ -183,6 +188,13 @@ def _new_network(scope: contextlib.ExitStack) -> int:
     finally:
         os.close(home)
     return made
+
+
+def _wait(criu: int) -> None:
+    """Wait until criu has ended, or has had its time: its own child it would notice to die, ours it may not."""
+    poll = select.poll()
+    poll.register(criu, select.POLLIN)
+    poll.poll(PATIENCE * 1000)
 
 
 def _delete_cgroup(cgroup: cgroups.Cgroup) -> None:

@@ -7,7 +7,6 @@ daemon, and a daemon that comes back connects to `shim.sock` in the run director
     create {task, attachments}   descriptors: those of task.fds, then one socket for each attachment
     start, pause, resume, pids   {}
     kill {signal, all}           update {resources}          resize {exec_id, rows, columns}
-    checkpoint {images, leave}   into a folder
     attach AttachRequest         one descriptor, the client's socket
     exec ExecCreate              one descriptor if it has an `attach`
     state                        what a daemon that comes back must know: {pid, started_at, status, execs}
@@ -107,7 +106,6 @@ class Shim:
             "pause": lambda _params, _message: self._running().pause(self.task.id),
             "resume": lambda _params, _message: self._running().resume(self.task.id),
             "update": self._update,
-            "checkpoint": self._checkpoint,
             "pids": lambda _params, _message: self._running().pids(self.task.id),
             "state": lambda _params, _message: self._state(),
             "seen": self._seen,
@@ -319,11 +317,6 @@ class Shim:
 
     def _update(self, params: bytes, _message: rpc.Received) -> None:
         self._running().update(self.task.id, requests.plain.decode(params)["resources"])
-
-    def _checkpoint(self, params: bytes, _message: rpc.Received) -> None:
-        from dray.shim import checkpoints
-
-        checkpoints.write(self._running(), self.task, requests.plain.decode(params))
 
     def _resize(self, params: bytes, _message: rpc.Received) -> None:
         request = requests.plain.decode(params)

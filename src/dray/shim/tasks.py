@@ -135,10 +135,6 @@ class Task:
         """Apply an OCI `linux.resources` object."""
         await self._call("update", {"resources": resources})
 
-    async def checkpoint(self, images: str, *, leave_running: bool) -> None:
-        """Write the processes down into an empty folder; they are killed unless `leave_running`."""
-        await self._call("checkpoint", {"images": images, "leave": leave_running})
-
     async def pids(self) -> list[int]:
         """Return the pids (the host's) of every process."""
         return list(await self._call("pids"))
