@@ -162,6 +162,7 @@ class Restoration:
                 libc.unshare(libc.CLONE_NEWCGROUP)
             if self.request.new_keyring:
                 privileges.new_session_keyring(f"_ses.{self.request.id}")
+            privileges.write_proc("/proc/self/oom_score_adj", "0")  # criu restores those that are not 0
             processes.close_others({*keep, channel.socket.fileno()})
             for fd in keep:
                 os.set_inheritable(fd, True)
