@@ -45,8 +45,6 @@ from dray.volumes.table import VolumeTable
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_NETWORK = ("", "default", "bridge")
-
 
 class Launcher:
     """Turns records into tasks."""
@@ -88,8 +86,7 @@ class Launcher:
         user = self._remap.of(record, self._registry.find)
         owner = ROOT if user is None else user.maps.root
         # In networks with names a link is a name that the resolver knows, and part of the endpoint.
-        legacy = record.host_config.links if record.host_config.network_mode in _DEFAULT_NETWORK else None
-        linked = links.resolve(record.name, legacy or [], self._registry.find)
+        linked = links.resolve(record, self._registry.get)
         undo.push_async_callback(self._sources.release, record)
         await self._sources.prepare(record)
         laps.lap("mounts")
@@ -151,7 +148,7 @@ class Launcher:
         *,
         owner: tuple[int, int],
     ) -> None:
-        """Write the container's own hosts, hostname and resolv.conf (never the host's wholesale)."""
+        """Write the container's own hosts, hostname and resolv.conf ; on the host's network it has the host's names as well."""
         host, config = record.host_config, record.config
         if host.network_mode.startswith("container:"):
             return
@@ -163,7 +160,7 @@ class Launcher:
                 endpoints=attachment.endpoints,
                 extra_hosts=host.extra_hosts or [],
                 links=[(link.address, link.names) for link in linked],
-                host_mode=host.network_mode == "host",
+                origin=_hosts_of_the_host() if host.network_mode == "host" else "",
                 host_gateway=self._defaults.host_gateways or self._networks.host_gateway(attachment.endpoints),
             ),
             "resolv.conf": self._peers.resolv_conf(resolving, attachment.endpoints),
@@ -329,6 +326,14 @@ def _mapping(mount: Mount, user: UserNamespace | None) -> Sequence[str]:
     if user is None:
         return ()
     return mapping_words(user.maps) if mount.type == FUSE_OVERLAY else ("idmap",)
+
+
+def _hosts_of_the_host() -> str:
+    try:
+        with open("/etc/hosts", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def _clear(run_dir: str) -> None:

@@ -52,11 +52,13 @@ class MountRoot:
 
     tree: its detached mount, when that was made before; it is attached over `/`, since a user namespace's root may
         not walk to `path`
+    shared: the inherited tree is shared, which pivot_root(2) does not want of what holds the root
     """
 
     path: str
     layers: tuple[Mount, ...]
     tree: int = -1
+    shared: bool = False
 
     def describe(self) -> str:
         """Return the step as a line for people."""
@@ -64,6 +66,8 @@ class MountRoot:
 
     def execute(self, stage: Stage) -> None:
         """Mount, and leave the root's descriptor in the stage."""
+        if self.shared:
+            _make_parent_private("/" if self.tree >= 0 else self.path)
         if self.tree >= 0:
             top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

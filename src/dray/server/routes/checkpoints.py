@@ -17,14 +17,14 @@ def _part(backends: Backends) -> Checkpoints:
     return need(backends.checkpoints, "checkpoints of containers")
 
 
-@routes.get("/containers/{id}/checkpoints")
+@routes.get("/containers/{id:link}/checkpoints")
 async def list_checkpoints(backends: Backends, call: Call) -> StreamResponse:
     """List a container's checkpoints."""
     names = _part(backends).list_checkpoints(call.params["id"], directory=call.text("dir"))
     return replies.json([{"Name": name} for name in names])
 
 
-@routes.post("/containers/{id}/checkpoints")
+@routes.post("/containers/{id:link}/checkpoints")
 async def create(backends: Backends, call: Call) -> StreamResponse:
     """Write a running container down."""
     request, _ = await call.required_json(CheckpointRequest)
@@ -37,7 +37,7 @@ async def create(backends: Backends, call: Call) -> StreamResponse:
     return replies.empty(201)
 
 
-@routes.delete("/containers/{id}/checkpoints/{checkpoint}")
+@routes.delete("/containers/{id:link}/checkpoints/{checkpoint}")
 async def remove(backends: Backends, call: Call) -> StreamResponse:
     """Remove a checkpoint."""
     await _part(backends).remove(call.params["id"], call.params["checkpoint"], directory=call.text("dir"))
