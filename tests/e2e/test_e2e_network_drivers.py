@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -75,6 +76,11 @@ def test_ipv6_that_is_off_is_off_on_every_driver(engine: Engine) -> None:
             shown = engine.ok("run", "--rm", "--network", network, "busybox", "sh", "-c", "sleep 0.2; ip -o addr")
             assert "eth0" in shown
             assert [line for line in shown.splitlines() if "eth0" in line and "inet6" in line] == [], network
+        bridge = engine.inspect("mine", kind="network")["Id"][:12]
+        engine.ok("run", "-d", "--name", "box", "--network", "mine", "busybox", "sleep", "600")
+        shown = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
+        assert [line.split()[2] for line in shown.splitlines() if bridge in line.split()[1]] == ["inet"]
+        engine.ok("rm", "-f", "box")
     finally:
         engine.ok("network", "rm", "lan", "mine")
 

@@ -55,7 +55,7 @@ def without_upper(mount: Mount) -> Mount:
     words.pop("workdir", None)
     if upper:
         words["lowerdir"] = f"{upper}:{words['lowerdir']}"
-    if ":" not in words["lowerdir"]:
+    if ":" not in words["lowerdir"] and "uidmapping" not in words:
         return Mount("bind", words["lowerdir"], ("rbind", "ro"))
     options = tuple(f"{key}={value}" if value else key for key, value in words.items())
     return Mount(mount.type, mount.source, options)

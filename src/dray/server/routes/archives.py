@@ -1,4 +1,4 @@
-"""Containers' files: export, and archives in and out. Checkpoints are refused by name."""
+"""Containers' files: export, and archives in and out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from dray.api.requests import Download, PathStat
-from dray.base.errors import InvalidParameter, Unsupported
+from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Archives, Backends
 from dray.server.call import Call
@@ -88,11 +88,3 @@ async def write(backends: Backends, call: Call) -> StreamResponse:
         copy_uid_gid=call.flag("copyUIDGID"),
     )
     return replies.empty()
-
-
-@routes.get("/containers/{id:link}/checkpoints")
-@routes.post("/containers/{id:link}/checkpoints")
-@routes.delete("/containers/{id:link}/checkpoints/{checkpoint}")
-async def checkpoints(backends: Backends, call: Call) -> StreamResponse:
-    """Refuse checkpoints."""
-    raise Unsupported("checkpoints are not supported: this engine does not drive CRIU")
