@@ -61,6 +61,7 @@ class Firewall:
         self._published: dict[Published, None] = {}
         self._overlays: dict[int, list[str]] = {}
         self._encrypted = False
+        self._made: list[int | None] = []
         self._guarded: dict[int, set[str]] = {family: set() for family in FAMILIES}
 
     def close(self) -> None:
@@ -74,7 +75,12 @@ class Firewall:
 
     def check(self) -> None:
         """Put our tables back if somebody else deleted them."""
-        if self._watch.deleted(self._table) and (self._networks or self._overlays):
+        deleted = self._watch.deleted(self._table)
+        if not self._networks and not self._overlays:
+            return
+        if deleted is None:  # thousands of ports of our own, usually
+            deleted = self._numbers() != self._made
+        if deleted:
             self.restore()
 
     def start(self, networks: Sequence[Network], published: Iterable[Published]) -> None:
@@ -97,6 +103,10 @@ class Firewall:
                 batch.delete_table()
             batches.append(batch)
         self._nft.commit(*batches)
+        self._made = self._numbers()
+
+    def _numbers(self) -> list[int | None]:
+        return [self._nft.table_handle(family, self._table) for family in self.families]
 
     def remove(self) -> None:
         """Delete the tables."""
