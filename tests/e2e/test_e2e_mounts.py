@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.engines import Engine, until
+from support.engines import Engine, dray, until
 
 RENAME_EXCHANGE = 2
 
@@ -256,3 +258,70 @@ def test_kinds_of_other_platforms_are_refused(engine: Engine, kind: str) -> None
     status, _, answer = engine.api("POST", "/containers/create", body)
     assert status >= 400
     assert kind.encode() in answer
+
+
+# -- binds
+
+
+@pytest.fixture
+def tree(engine: Engine, tmp_path: Path) -> Iterator[Path]:
+    """A folder of the host's that is a shared mount, with another mount in it that has a file."""
+    path = tmp_path
+    (path / "sub").mkdir()
+    subprocess.run(["mount", "--bind", path, path], check=True)
+    subprocess.run(["mount", "--make-private", path], check=True)
+    subprocess.run(["mount", "--make-shared", path], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "sub", path / "sub"], check=True)
+    (path / "sub/file").write_text("beneath\n")
+    yield path
+    engine.remove_everything()
+    subprocess.run(["umount", "-l", "-R", path], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "beneath", "writable"),
+    [
+        ("", True, True),
+        (",bind-recursive=disabled", False, True),
+        (",readonly", True, False),
+        (",readonly,bind-recursive=writable", True, True),
+        (",readonly,bind-recursive=readonly,bind-propagation=rprivate", True, False),
+    ],
+)
+def test_what_is_mounted_in_a_bind(
+    engine: Engine, tree: Path, options: str, beneath: bool, writable: bool
+) -> None:
+    script = "cat /m/sub/file; touch /m/sub/new && echo written"
+    out = engine.docker(
+        *("run", "--rm", "--mount", f"type=bind,src={tree},dst=/m{options}", "busybox", "sh", "-c", script)
+    ).stdout
+    assert ("beneath" in out, "written" in out) == (beneath, writable)
+    assert (tree / "sub/new").exists() == (beneath and writable)
+
+
+@pytest.mark.parametrize(
+    ("propagation", "in_", "out"),
+    [("", False, False), ("rslave", True, False), ("rshared", True, True), ("shared", True, True)],
+)
+def test_mounts_that_come_later(engine: Engine, tree: Path, propagation: str, in_: bool, out: bool) -> None:
+    (tree / "later").mkdir()
+    (tree / "other").mkdir()
+    mount = f"type=bind,src={tree},dst=/m" + (f",bind-propagation={propagation}" if propagation else "")
+    engine.ok("run", "-d", "--name", "box", "--privileged", "--mount", mount, "busybox", "sleep", "600")
+    subprocess.run(["mount", "-t", "tmpfs", "later", tree / "later"], check=True)
+    engine.ok("exec", "box", "mount", "-t", "tmpfs", "other", "/m/other")
+    assert ("/m/later" in engine.ok("exec", "box", "cat", "/proc/mounts")) == in_
+    assert is_mounted(tree / "other") == out
+
+
+def test_a_source_that_is_made_on_demand(engine: Engine) -> None:
+    path = engine.base / "made" / "here"
+    asked = f"type=bind,src={path},dst=/m"
+    assert "bind source path does not exist" in engine.fails(
+        "run", "--rm", "--mount", asked, "busybox", "true", status=125
+    )
+    dray(engine, "run", "--rm", "--mount", f"{asked},bind-create-src", "busybox", "touch", "/m/file")
+    assert (path / "file").exists()
+    assert "cannot mix 'bind-*' options" in dray(
+        engine, "create", "--mount", "type=volume,dst=/m,bind-create-src", "busybox", status=125
+    )

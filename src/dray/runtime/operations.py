@@ -52,11 +52,13 @@ class MountRoot:
 
     tree: its detached mount, when that was made before; it is attached over `/`, since a user namespace's root may
         not walk to `path`
+    apart: the mount that it is mounted on is shared, with the host's perhaps: its own copy is made private first
     """
 
     path: str
     layers: tuple[Mount, ...]
     tree: int = -1
+    apart: bool = False
 
     def describe(self) -> str:
         """Return the step as a line for people."""
@@ -64,6 +66,8 @@ class MountRoot:
 
     def execute(self, stage: Stage) -> None:
         """Mount, and leave the root's descriptor in the stage."""
+        if self.apart or not (self.layers or self.tree >= 0):
+            _make_parent_private("/" if self.tree >= 0 else self.path)
         if self.tree >= 0:
             top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -86,7 +90,6 @@ class MountRoot:
                 for propagation in options.propagation:
                     libc.mount("", target, "", propagation)
         if not self.layers:
-            _make_parent_private(self.path)
             self._bind(self.path, self.path, mounts.Options(flags=libc.MS_REC))
         stage.open_root(self.path)
 

@@ -78,7 +78,8 @@ def plan(
     # A shared root is asked for by its parent: mounts propagate as soon as they are made below it.
     inherited = propagation[0] | libc.MS_REC if propagation else libc.MS_SLAVE | libc.MS_REC
     lists.prepare.append(Propagate(inherited))
-    lists.prepare.append(MountRoot(root, tuple(root_mounts), (trees or {}).get(ROOT, -1)))
+    shared = bool(inherited & libc.MS_SHARED)
+    lists.prepare.append(MountRoot(root, tuple(root_mounts), (trees or {}).get(ROOT, -1), apart=shared))
     lists.prepare.append(JoinCgroup("cgroup" in own and not _joined(linux, "cgroup")))
     entries = spec.get("mounts") or []
     for index, entry in enumerate(entries):
