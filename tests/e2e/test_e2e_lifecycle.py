@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -360,3 +361,29 @@ def test_crash_loops_can_be_stopped_and_removed_at_any_moment(engine: Engine) ->
         engine.ok("start", "loop")
         engine.ok("rm", "-f", "loop")
         assert engine.docker("inspect", "loop").returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ({"PidMode": "container:nosuch"}, "No such container: nosuch"),
+        ({"IpcMode": "container:nosuch"}, "No such container: nosuch"),
+        ({"VolumesFrom": ["nosuch"]}, "No such container: nosuch"),
+        ({"Links": ["nosuch:x"]}, "could not get container for nosuch: No such container: nosuch"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_creation_that_names_no_container_is_a_bad_request(
+    engine: Engine, host: dict[str, Any], said: str
+) -> None:
+    """404 would have clients pull the image."""
+    status, _, body = engine.api("POST", "/containers/create", {"Image": "busybox", "HostConfig": host})
+    assert (status, json.loads(body)["message"]) == (400, said)
+
+
+def test_the_container_whose_network_is_joined_may_come_later(engine: Engine) -> None:
+    engine.ok("create", "--name", "guest", "--network", "container:host", "busybox", "ip", "addr")
+    assert "No such container: host" in engine.fails("start", "guest")
+    engine.ok("run", "-d", "--name", "host", "busybox", "sleep", "600")
+    engine.ok("start", "guest")
+    assert engine.ok("wait", "guest") == "0"

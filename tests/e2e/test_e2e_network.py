@@ -8,6 +8,7 @@ import json
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -206,6 +207,8 @@ def test_none(engine: Engine) -> None:
 
 
 def test_host(engine: Engine) -> None:
+    names = engine.ok("run", "--rm", "--network", "host", "busybox", "cat", "/etc/hosts")
+    assert names.startswith(Path("/etc/hosts").read_text().rstrip("\n"))
     out = engine.ok("run", "--rm", "--network", "host", "busybox", "sh", "-c", "hostname; ip -o link show host0")
     assert out.splitlines()[0] == socket.gethostname()
     assert "host0" in out

@@ -48,6 +48,22 @@ def test_each_limit_changes_while_it_runs(engine: Engine) -> None:
         engine.ok("rm", "-f", "box")
 
 
+@pytest.mark.parametrize(
+    ("version", "limit", "shown", "held"),
+    [("v1.50", 0, 0, "max"), ("v1.50", -1, 0, "max"), ("v1.50", -2, 0, "max"), ("v1.39", 16, 33, "33")],
+)
+def test_the_limit_of_processes_can_be_taken_away(
+    engine: Engine, version: str, limit: int, shown: int, held: str
+) -> None:
+    """Any number below one means none; clients of versions before 1.40 cannot change it (moby postContainerUpdate)."""
+    engine.ok("run", "-d", "--name", "box", "--pids-limit", "33", "busybox", "sleep", "600")
+    engine.ok("update", "--cpu-shares", "512", "box")
+    assert book(engine, "pids", "pids.max") == "33"
+    assert engine.api("POST", f"/{version}/containers/box/update", {"PidsLimit": limit})[0] == 200
+    assert engine.inspect("box")["HostConfig"]["PidsLimit"] == shown
+    assert book(engine, "pids", "pids.max") == held
+
+
 @pytest.mark.skipif(not capabilities().blkio_weight, reason="this kernel has no I/O weights")
 def test_io_weight(engine: Engine) -> None:
     engine.ok("run", "-d", "--name", "box", "busybox", "sleep", "600")

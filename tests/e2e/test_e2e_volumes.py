@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.engines import Engine
+from support.engines import Engine, until
 
 
 @pytest.fixture
@@ -165,6 +167,47 @@ def test_volume_commands(engine: Engine) -> None:
 def test_bind_propagation_is_private(engine: Engine, folder: Path) -> None:
     line = engine.ok("run", "--rm", "-v", f"{folder}:/mnt", "busybox", "grep", " /mnt ", "/proc/self/mountinfo")
     assert "shared:" not in line
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a shared mount of its own, with an empty folder in it."""
+    place = tmp_path / "shared"
+    (place / "inner").mkdir(parents=True)
+    for words in (["--bind", str(place), str(place)], ["--make-shared", str(place)]):
+        subprocess.run(["mount", *words], check=True)
+    yield place
+    subprocess.run(["umount", "-R", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("mode", ["shared", "rshared"])
+def test_mounts_made_in_a_shared_bind_are_seen_by_the_host(engine: Engine, shared: Path, mode: str) -> None:
+    script = "mount -t tmpfs none /mnt/inner && touch /mnt/inner/made && sleep 600"
+    engine.ok(
+        "run", "-d", "--name", "box", "--privileged", "-v", f"{shared}:/mnt:{mode}", "busybox", "sh", "-c", script
+    )
+    until((shared / "inner" / "made").exists, what="the container's mount on the host")
+    engine.ok("rm", "-f", "box")
+
+
+def test_mounts_made_by_the_host_are_seen_in_a_slave_bind(engine: Engine, shared: Path) -> None:
+    engine.ok(
+        "run", "-d", "--name", "box", "--privileged", "-v", f"{shared}:/mnt:rslave", "busybox", "sleep", "600"
+    )
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(shared / "inner")], check=True)
+    assert "tmpfs" in engine.ok("exec", "box", "grep", " /mnt/inner ", "/proc/self/mountinfo")
+    engine.ok(
+        "exec", "box", "sh", "-c", "umount /mnt/inner && mount -t tmpfs none /mnt/inner && touch /mnt/inner/x"
+    )
+    assert not (shared / "inner" / "x").exists()
+
+
+def test_what_is_not_shared_on_the_host_cannot_be_shared(engine: Engine, folder: Path) -> None:
+    message = engine.fails("run", "-v", f"{folder}:/mnt:shared", "busybox", "true", status=125)
+    assert f"path {folder} is mounted on" in message
+    assert "but it is not a shared mount" in message
+    message = engine.fails("run", "-v", f"{folder}:/mnt:slave", "busybox", "true", status=125)
+    assert "but it is not a shared or slave mount" in message
 
 
 def test_nested_targets_are_mounted_in_order(engine: Engine, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -149,7 +150,7 @@ def listed(engine: Engine) -> Documents:
     engine.ok("run", "-d", "--name", "runs", "-p", "18080:80", "variants:web")
     containers = engine.get(f"{V}/containers/json?all=1")
     for one in containers:
-        one["Status"] = " ".join(word for word in one["Status"].split() if not word.isdigit())
+        one["Status"] = re.sub(r"Less than a second|(About )?\w+ (second|minute)s?", "TIME", one["Status"])
         one["Ports"] = sorted(one["Ports"], key=lambda port: json.dumps(port, sort_keys=True))
     sized = [
         {"SizeRw": one.get("SizeRw") is not None, "SizeRootFs": one.get("SizeRootFs") is not None}

@@ -65,7 +65,7 @@ def test_unknown_keys_are_told_with_their_place() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"{", "invalid JSON: Input data was truncated"),
+        (b"{", "invalid JSON: unexpected EOF"),
         (b"{}{}", "unexpected content after JSON"),
         (b"[]", "invalid JSON: Expected `object`, got `array`"),
         (b'{"Memory":"1g"}', "invalid JSON: Expected `int`, got `str` - at `Memory`"),

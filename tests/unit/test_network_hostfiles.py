@@ -115,7 +115,10 @@ def test_bad_settings_are_named() -> None:
 
 
 def test_a_container_on_the_hosts_network_resolves_its_own_name() -> None:
-    assert hostfiles.hosts(hostname="web", host_mode=True).endswith("\n127.0.1.1\tweb\n")
+    origin = "127.0.0.1 localhost\n192.0.2.1 here"
+    assert hostfiles.hosts(hostname="here", origin=origin) == origin + "\n"
+    made = hostfiles.hosts(hostname="web", origin=origin, extra_hosts=["db:192.0.2.9"])
+    assert made == origin + "\n192.0.2.9\tdb\n127.0.1.1\tweb\n"
 
 
 def test_the_resolvers_form_of_resolv_conf() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dray.api.models import ContainerConfig, EndpointSettings, HostConfig, NetworkingConfig
+from dray.api.models import ContainerConfig, ContainerUpdateRequest, EndpointSettings, HostConfig, NetworkingConfig
 from dray.api.versions import Version
 from dray.base.errors import InvalidParameter
 
@@ -38,6 +38,14 @@ def create_request(
     if host_config.pids_limit is not None and host_config.pids_limit <= 0:
         host_config.pids_limit = None
     return _move_mac_address(version, config, host_config, networking_config)
+
+
+def update_request(version: Version, request: ContainerUpdateRequest) -> None:
+    """Change an update in place to what the newest version would have said (moby `postContainerUpdate`)."""
+    if version < (1, 40):
+        request.pids_limit = None
+    if request.pids_limit is not None and request.pids_limit <= 0:
+        request.pids_limit = 0  # every such number has always meant "no limit"
 
 
 def _before_1_44(config: ContainerConfig, host_config: HostConfig, networking_config: NetworkingConfig) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect as types
 
+from dray.api import syntax
 from dray.base.errors import InvalidParameter
 from dray.base.patterns import pattern
 
@@ -167,7 +168,7 @@ def parse(body: bytes) -> Any:
         text = str(error)
         if "trailing characters" in text:
             raise InvalidParameter("unexpected content after JSON") from error
-        raise InvalidParameter(f"invalid JSON: {text}") from error
+        raise InvalidParameter(f"invalid JSON: {syntax.complaint(body) or text}") from error
     except UnicodeDecodeError as error:
         raise InvalidParameter(
             f"invalid JSON: a string is not UTF-8 (byte {error.object[error.start]:#x})"

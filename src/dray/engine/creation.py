@@ -21,7 +21,7 @@ from dray.api.requests import CreateOptions
 from dray.base import digest
 from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from dray.base.files import remove_tree
-from dray.engine import clock, initfiles, mapped, merge, mounts, names, rootfs, updating, validate
+from dray.engine import clock, initfiles, links, mapped, merge, mounts, names, rootfs, updating, validate
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs, container_config
 from dray.engine.layout import Layout
@@ -110,7 +110,7 @@ class Creator:
         path, args = merge.command(merged)
         container_id = digest.new_id()
         merged.hostname = merged.hostname or self._hostname(host, container_id)
-        points = mounts.resolve(merged, host, mounts_of=lambda ref: self._registry.find(ref).record.mounts)
+        points = mounts.resolve(merged, host, mounts_of=lambda ref: self._other(ref).record.mounts)
         await self._find_images(points)
         self._check_references(host)
         async with AsyncExitStack() as undo:
@@ -234,10 +234,26 @@ class Creator:
         return container_id[:12]
 
     def _check_references(self, host: api.HostConfig) -> None:
-        """Containers whose namespaces are to be joined must exist."""
-        for mode in (host.network_mode, host.ipc_mode, host.pid_mode):
+        """Containers whose processes are to be seen, or that are linked to, must exist. One whose network is to be
+        joined may still be made before the start, as in dockerd."""
+        for mode in (host.ipc_mode, host.pid_mode):
             if mode.startswith("container:"):
-                self._registry.find(mode.removeprefix("container:"))
+                self._other(mode.removeprefix("container:"))
+        if host.network_mode in links.DEFAULT_NETWORK:
+            for text in host.links or ():
+                name, _ = links.parse(text)
+                try:
+                    self._other(name)
+                except InvalidParameter as error:
+                    raise InvalidParameter(f"could not get container for {name}: {error}") from error
+
+    def _other(self, reference: str) -> Container:
+        """Find a container that a creation names. InvalidParameter if there is none: to NotFound, which dockerd does
+        not answer here either, clients pull the image."""
+        try:
+            return self._registry.find(reference)
+        except NotFound as error:
+            raise InvalidParameter(str(error)) from error
 
     async def _prepare_mounts(self, record: ContainerRecord, undo: AsyncExitStack) -> None:
         """Create the volumes a container asks for, filled from the image where it has content there."""

@@ -43,8 +43,6 @@ from dray.volumes.table import VolumeTable
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_NETWORK = ("", "default", "bridge")
-
 
 class Launcher:
     """Turns records into tasks."""
@@ -84,7 +82,7 @@ class Launcher:
         user = self._remap.of(record, self._registry.find)
         owner = ROOT if user is None else user.maps.root
         # In networks with names a link is a name that the resolver knows, and part of the endpoint.
-        legacy = record.host_config.links if record.host_config.network_mode in _DEFAULT_NETWORK else None
+        legacy = record.host_config.links if record.host_config.network_mode in links.DEFAULT_NETWORK else None
         linked = links.resolve(record.name, legacy or [], self._registry.find)
         undo.push_async_callback(self._sources.release, record)
         await self._sources.prepare(record)
@@ -145,7 +143,7 @@ class Launcher:
         *,
         owner: tuple[int, int],
     ) -> None:
-        """Write the container's own hosts, hostname and resolv.conf (never the host's wholesale)."""
+        """Write the container's own hosts, hostname and resolv.conf ; on the host's network it has the host's names as well."""
         host, config = record.host_config, record.config
         if host.network_mode.startswith("container:"):
             return
@@ -157,7 +155,7 @@ class Launcher:
                 endpoints=attachment.endpoints,
                 extra_hosts=host.extra_hosts or [],
                 links=[(link.address, link.names) for link in linked],
-                host_mode=host.network_mode == "host",
+                origin=_hosts_of_the_host() if host.network_mode == "host" else "",
                 host_gateway=self._defaults.host_gateways or self._networks.host_gateway(attachment.endpoints),
             ),
             "resolv.conf": self._peers.resolv_conf(resolving, attachment.endpoints),
@@ -316,6 +314,14 @@ class Launcher:
                 "read/write": "true" if point.rw else "false",
             }
         self._events.publish("volume", action, point.name, told)
+
+
+def _hosts_of_the_host() -> str:
+    try:
+        with open("/etc/hosts", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def _clear(run_dir: str) -> None:

@@ -14,6 +14,8 @@ from msgspec import Struct
 from dray.base.errors import Conflict, InvalidParameter
 from dray.engine.model import Container
 
+DEFAULT_NETWORK = ("", "default", "bridge")  # the network modes that have such links
+
 
 class Link(Struct, frozen=True):
     """A resolved link: the other container's address, the names it gets, and the variables it brings."""

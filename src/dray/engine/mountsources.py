@@ -41,6 +41,9 @@ def owner_of_key(key: str) -> str:
     return key.partition("-image-")[0]
 
 
+_PEERS = ("shared", "rshared", "slave", "rslave")
+
+
 class MountSources:
     """Makes the sources of containers' mounts ready, and lets go of them."""
 
@@ -65,6 +68,8 @@ class MountSources:
             elif point.type == "volume":
                 point.mount_id = secrets.token_hex(32)
                 point.source = await self._volumes.mount(point.name, point.mount_id, user=record.id)
+            if point.propagation in _PEERS:
+                _check_propagation(point)
 
     def taken(self, record: ContainerRecord) -> list[tuple[str, str]]:
         """Let go of the volumes of a container's run, which is over; return those that must be unmounted (name,
@@ -173,3 +178,15 @@ def unpin(run_dir: str) -> None:
         else:
             os.unlink(path)
     os.rmdir(folder)
+
+
+def _check_propagation(point: MountPoint) -> None:
+    """Mounts travel only between peers: what is to be shared must be shared on the host (dockerd says the same)."""
+    mount_point, shared, slave = mounts.propagation_of(point.source)
+    if shared or (slave and point.propagation.endswith("slave")):
+        return
+    wanted = "shared or slave" if point.propagation.endswith("slave") else "shared"
+    raise InvalidParameter(
+        f"path {point.source} is mounted on {mount_point} but it is not a {wanted} mount: "
+        f"make it one (mount --make-shared {mount_point}), or leave out the propagation {point.propagation}"
+    )

@@ -29,6 +29,7 @@ from dray.store import transfer
 from dray.store.content import STALE
 from dray.store.images import Images
 from dray.store.transfer import Cancellation, Downloads, Puller, Pusher, Uploads
+from dray.store.transfer.progress import silent
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -126,7 +127,7 @@ class Transfers:
                 source=fetch.shown(remote_file) if remote_file else "-",
                 changes=options.changes,
                 platform=platform,
-                progress=report,
+                progress=report if remote_file else silent,  # clients take the first message for the id
             )
             report({"status": image.id})
 

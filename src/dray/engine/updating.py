@@ -1,6 +1,6 @@
 """`docker update`: resources and restart policy of an existing container (moby `container.UpdateContainer`).
 
-A zero value leaves a field as it is; the same rules of validity hold as at creation. Fields that cannot change in
+A zero value leaves a field as it is (but the limit of processes, where it means none); the same rules of validity hold as at creation. Fields that cannot change in
 a container that exists are refused by name.
 """
 
@@ -43,9 +43,8 @@ def apply(host: api.HostConfig, request: api.ContainerUpdateRequest) -> api.Host
             "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
         )
     for name in UPDATABLE:
-        value = getattr(request, name)
-        if value not in (None, 0, "", []):
-            setattr(changed, name, value)
+        if _says(request, name):
+            setattr(changed, name, getattr(request, name))
     if request.restart_policy.name:
         if host.auto_remove and request.restart_policy.name != "no":
             raise Conflict("Restart policy cannot be updated because AutoRemove is enabled for the container")
@@ -53,12 +52,18 @@ def apply(host: api.HostConfig, request: api.ContainerUpdateRequest) -> api.Host
     return changed
 
 
+def _says(request: api.ContainerUpdateRequest, name: str) -> bool:
+    """Tell whether a request names a field: by a value that is not zero, but 0 processes mean "no limit"."""
+    value = getattr(request, name)
+    return value is not None if name == "pids_limit" else value not in (None, 0, "", [])
+
+
 def changed_resources(request: api.ContainerUpdateRequest, changed: api.HostConfig) -> dict[str, Any]:
     """Return the OCI resources to apply to a running container: those the request names, with the values that the
     updated configuration gives to them."""
     partial = api.HostConfig()
     for name in UPDATABLE:
-        if getattr(request, name) not in (None, 0, "", []):
+        if _says(request, name):
             setattr(partial, name, getattr(changed, name))
     if partial.memory or partial.memory_swap:
         partial.memory, partial.memory_swap = changed.memory, changed.memory_swap

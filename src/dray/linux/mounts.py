@@ -405,6 +405,23 @@ def is_mounted(path: str) -> bool:
         os.close(here)
 
 
+def propagation_of(path: str) -> tuple[str, bool, bool]:
+    """Return the mount that `path` lies on: its mount point, whether it is shared, whether it is a slave
+    (mount_namespaces(7))."""
+    inside = os.path.realpath(path)
+    found = ("/", False, False)
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            words = line.split(b" ")
+            point = os.fsdecode(words[4].decode("unicode_escape").encode("latin-1"))
+            if point in ("/", inside) or inside.startswith(point + "/"):
+                tags = words[6 : words.index(b"-")]  # a later mount covers an earlier one
+                if len(point) >= len(found[0]):
+                    kinds = [tag.partition(b":")[0] for tag in tags]
+                    found = (point, b"shared" in kinds, b"master" in kinds)
+    return found
+
+
 def detach_below(path: str | os.PathLike[str]) -> None:
     """Detach (umount2(2) MNT_DETACH) every mount at or beneath `path`, the latest first."""
     top = os.fsencode(os.path.realpath(path))

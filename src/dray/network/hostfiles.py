@@ -61,14 +61,14 @@ def hosts(
     extra_hosts: Iterable[str] = (),
     links: Iterable[tuple[str, Sequence[str]]] = (),
     host_gateway: Sequence[str] = (),
-    host_mode: bool = False,
+    origin: str = "",
 ) -> str:
     """Return /etc/hosts: localhost, --add-host, linked containers (address, names), the container's own names.
 
     host_gateway: what `host-gateway` stands for; InvalidParameter if it is asked for and empty
-    host_mode: the container is on the host's network and has no address of its own
+    origin: what the file begins with in place of localhost: the host's own, for a container on the host's network
     """
-    lines = list(_LOCALHOST)
+    lines = [] if origin else list(_LOCALHOST)
     for text in extra_hosts:
         name, address = parse_extra_host(text)
         if address != HOST_GATEWAY:
@@ -82,10 +82,12 @@ def hosts(
     lines += [(address, " ".join(dict.fromkeys(names))) for address, names in links]
     names = own_names(hostname, domainname)
     own = [address for endpoint in endpoints for address in (endpoint.ipv4, endpoint.ipv6) if address]
-    if host_mode:
+    if origin and hostname not in origin.split():
         own = ["127.0.1.1"]  # hosts(5) on Debian: the name of a host without a fixed address
     lines += [(address, names) for address in own if names]
-    return "".join(f"{address}\t{names}\n" for address, names in lines)
+    if origin and not origin.endswith("\n"):
+        origin += "\n"
+    return origin + "".join(f"{address}\t{names}\n" for address, names in lines)
 
 
 def own_names(hostname: str, domainname: str = "") -> str:

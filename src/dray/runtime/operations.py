@@ -52,13 +52,13 @@ class MountRoot:
 
     tree: its detached mount, when that was made before; it is attached over `/`, since a user namespace's root may
         not walk to `path`
-    apart: the mount that it is mounted on is shared, with the host's perhaps: its own copy is made private first
+    shared: the inherited tree is shared, which pivot_root(2) does not want of what holds the root
     """
 
     path: str
     layers: tuple[Mount, ...]
     tree: int = -1
-    apart: bool = False
+    shared: bool = False
 
     def describe(self) -> str:
         """Return the step as a line for people."""
@@ -66,7 +66,7 @@ class MountRoot:
 
     def execute(self, stage: Stage) -> None:
         """Mount, and leave the root's descriptor in the stage."""
-        if self.apart or not (self.layers or self.tree >= 0):
+        if self.shared:
             _make_parent_private("/" if self.tree >= 0 else self.path)
         if self.tree >= 0:
             top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -90,6 +90,7 @@ class MountRoot:
                 for propagation in options.propagation:
                     libc.mount("", target, "", propagation)
         if not self.layers:
+            _make_parent_private(self.path)
             self._bind(self.path, self.path, mounts.Options(flags=libc.MS_REC))
         stage.open_root(self.path)
 

@@ -79,7 +79,7 @@ def plan(
     inherited = propagation[0] | libc.MS_REC if propagation else libc.MS_SLAVE | libc.MS_REC
     lists.prepare.append(Propagate(inherited))
     shared = bool(inherited & libc.MS_SHARED)
-    lists.prepare.append(MountRoot(root, tuple(root_mounts), (trees or {}).get(ROOT, -1), apart=shared))
+    lists.prepare.append(MountRoot(root, tuple(root_mounts), (trees or {}).get(ROOT, -1), shared))
     lists.prepare.append(JoinCgroup("cgroup" in own and not _joined(linux, "cgroup")))
     entries = spec.get("mounts") or []
     for index, entry in enumerate(entries):

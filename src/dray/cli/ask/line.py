@@ -183,11 +183,12 @@ def _network(
             yield f"--network={_csv([f'name={name}', *fields])}"
         elif index or name not in ("default", "bridge"):
             yield f"--network={name}"
-    for link in own.get("Links") or ():
-        yield f"--link={link}"
+    links = dict.fromkeys(own.get("Links") or ())  # both places may have the same one
     for text in host.get("Links") or ():
         source, _, alias = text.partition(":")
-        yield f"--link={source.removeprefix('/')}:{alias.rpartition('/')[2]}"
+        links[f"{source.removeprefix('/')}:{alias.rpartition('/')[2]}"] = None
+    for link in links:
+        yield f"--link={link}"
     published: dict[str, Any] = host.get("PortBindings") or {}
     for port, bindings in published.items():
         for binding in bindings or [{}]:

@@ -79,6 +79,7 @@ async def rename(backends: Backends, call: Call) -> StreamResponse:
 async def update(backends: Backends, call: Call) -> StreamResponse:
     """Change a container's resources and restart policy."""
     request, unknown = await call.required_json(models.ContainerUpdateRequest)
+    adapt.update_request(call.version, request)
     response = await _part(backends).update(call.params["id"], request)
     if unknown:
         response.warnings = [*(response.warnings or ()), *decoding.warnings_for(unknown)]
