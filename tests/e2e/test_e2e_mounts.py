@@ -265,17 +265,14 @@ def test_kinds_of_other_platforms_are_refused(engine: Engine, kind: str) -> None
 
 @pytest.fixture
 def tree(engine: Engine, tmp_path: Path) -> Iterator[Path]:
-    """A folder of the host's that is a shared mount, with another mount in it that has a file."""
+    """A folder of the host's, with a mount in it that has a file."""
     path = tmp_path
     (path / "sub").mkdir()
-    subprocess.run(["mount", "--bind", path, path], check=True)
-    subprocess.run(["mount", "--make-private", path], check=True)
-    subprocess.run(["mount", "--make-shared", path], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "sub", path / "sub"], check=True)
     (path / "sub/file").write_text("beneath\n")
     yield path
     engine.remove_everything()
-    subprocess.run(["umount", "-l", "-R", path], check=True)
+    subprocess.run(["umount", "-l", path / "sub"], check=True)
 
 
 @pytest.mark.parametrize(
@@ -297,21 +294,6 @@ def test_what_is_mounted_in_a_bind(
     ).stdout
     assert ("beneath" in out, "written" in out) == (beneath, writable)
     assert (tree / "sub/new").exists() == (beneath and writable)
-
-
-@pytest.mark.parametrize(
-    ("propagation", "in_", "out"),
-    [("", False, False), ("rslave", True, False), ("rshared", True, True), ("shared", True, True)],
-)
-def test_mounts_that_come_later(engine: Engine, tree: Path, propagation: str, in_: bool, out: bool) -> None:
-    (tree / "later").mkdir()
-    (tree / "other").mkdir()
-    mount = f"type=bind,src={tree},dst=/m" + (f",bind-propagation={propagation}" if propagation else "")
-    engine.ok("run", "-d", "--name", "box", "--privileged", "--mount", mount, "busybox", "sleep", "600")
-    subprocess.run(["mount", "-t", "tmpfs", "later", tree / "later"], check=True)
-    engine.ok("exec", "box", "mount", "-t", "tmpfs", "other", "/m/other")
-    assert ("/m/later" in engine.ok("exec", "box", "cat", "/proc/mounts")) == in_
-    assert is_mounted(tree / "other") == out
 
 
 def test_a_source_that_is_made_on_demand(engine: Engine) -> None:

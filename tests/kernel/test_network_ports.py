@@ -312,6 +312,17 @@ async def test_a_forward_policy_of_drop_is_warned_of_and_local_access_goes_on(la
     assert say(lab.outside, "192.0.2.1", 8080) == "192.0.2.9 hi"
 
 
+async def test_a_bridge_that_firewalld_does_not_know_is_warned_of(lab: Lab) -> None:
+    network = await lab.controller()
+    output(None, "nft", "add table inet firewalld")
+    output(None, "nft", "add chain inet firewalld filter_FORWARD_ZONES")
+    (warning,) = network.warnings()
+    assert "firewalld rejects what containers on dray0 send" in warning
+    assert "--zone=trusted --add-interface=dray0" in warning
+    output(None, "nft", 'add rule inet firewalld filter_FORWARD_ZONES iifname "dray0" accept')
+    assert network.warnings() == []
+
+
 async def test_without_iptables_everything_is_forwarded_in_user_space(lab: Lab) -> None:
     network = await lab.controller(iptables=False, ip6tables=False)
     web = await lab.run(network, A, ports=[port(8080)])

@@ -20,7 +20,7 @@ from dray.base.errors import Unsupported
 from dray.linux import netlink
 from dray.linux.netlink import Netlink, Request
 
-NFPROTO_IPV4, NFPROTO_IPV6 = 2, 10
+NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 16, 17
@@ -296,6 +296,12 @@ class Nftables:
             for _, element in netlink.each(netlink.parse(message.body[4:]).get(_ELEMENTS_LIST, b"")):
                 found.append(_decode(element))
         return found
+
+    def rules_name(self, family: int, table: str, word: str) -> bool:
+        """Tell whether a rule of a table has a word (of an interface, say) in what it compares with."""
+        body = _header(family) + netlink.text(_RULE_TABLE, table)
+        request = Request("nftables: list rules", _SUBSYSTEM | GETRULE, 0, body)
+        return any(word.encode() in message.body for message in self._netlink.dump(request))
 
     def base_chains(self) -> list[BaseChain]:
         """List the base chains of all tables."""

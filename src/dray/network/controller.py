@@ -194,6 +194,11 @@ class Controller:
                 f"WARNING: nftables chain {chain} drops forwarded packets by policy: containers are reachable from "
                 "this host alone until it accepts the bridges' interfaces"
             )
+        for bridge in self._firewall.rejected_by_firewalld() if self._firewall is not None else ():
+            found.append(
+                f"WARNING: firewalld rejects what containers on {bridge} send beyond this host: run 'firewall-cmd "
+                f"--permanent --zone=trusted --add-interface={bridge}' and 'firewall-cmd --reload'"
+            )
         return found
 
     async def create(self, ask: NetworkAsk) -> Network:

@@ -34,6 +34,7 @@ from dray.linux.links import Links
 from dray.linux.nftables import (
     DROP,
     HOOK_FORWARD,
+    NFPROTO_INET,
     NFPROTO_IPV4,
     NFPROTO_IPV6,
     Batch,
@@ -185,7 +186,7 @@ class Firewall:
 
     def blocking_chains(self) -> list[str]:
         """Return the chains of others that drop forwarded packets by policy, as `family table chain`."""
-        names = {NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6", 1: "inet"}
+        names = {NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6", NFPROTO_INET: "inet"}
         return [
             f"{names[chain.family]} {chain.table} {chain.name}"
             for chain in self._nft.base_chains()
@@ -194,6 +195,14 @@ class Firewall:
             and chain.hook.number == HOOK_FORWARD
             and chain.hook.policy == DROP
         ]
+
+    def rejected_by_firewalld(self) -> list[str]:
+        """Return the bridges that firewalld does not know: it rejects what it forwards from unknown interfaces (and
+        lets in what was redirected)."""
+        if not self._nft.has_table(NFPROTO_INET, "firewalld"):
+            return []
+        bridges = [network.interface for network in self._networks if not network.internal]
+        return [name for name in bridges if not self._nft.rules_name(NFPROTO_INET, "firewalld", name)]
 
     def _commit(self, *batches: Batch) -> None:
         try:
