@@ -34,7 +34,7 @@ from support.world import HOST_ADDRESS, World
 
 NETWORK = "bench-traffic"
 SECONDS = 1
-FIRST_PORT = {"drayd": 20000, "dockerd": 30000, "podman": 40000}
+FIRST_PORT = {"drayd": 20000, "dockerd": 30000, "podman": 26000}
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 
 ACCEPT = """
