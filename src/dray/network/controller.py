@@ -25,6 +25,7 @@ from dray.network import detour, endpoints, firewall, forwarding, hostfiles, liv
 from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
 from dray.network.claim import Claim, check_bridge
+from dray.network.firewalld import Firewalld
 from dray.network.host import HostDriver
 from dray.network.ipam import Ipam
 from dray.network.macvlan import IpvlanDriver, MacvlanDriver
@@ -95,6 +96,7 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
         self._peers = PeerFollower(self._overlay, self._firewall, self._networks.all)
+        self._firewalld = Firewalld(lambda: [one.interface for one in self._bridges() if not one.internal])
 
     async def start(
         self, running: Mapping[str, Sequence[Endpoint]], *, pids: Mapping[str, int] = MappingProxyType({})
@@ -125,6 +127,7 @@ class Controller:
         if self._firewall is not None:
             asyncio.get_running_loop().add_reader(self._firewall, self._firewall.check)
             self._watching = True
+            self._firewalld.start()
         self._pool.fill()
         return halfway
 
@@ -134,6 +137,7 @@ class Controller:
         wipe: no container runs and the host shall be as before: bridges, tables and forwarding go too
         """
         self._peers.close()
+        await self._firewalld.close()
         await self._plugged.close()
         await self._pool.close()
         await asyncio.gather(*self._tasks)
@@ -445,6 +449,7 @@ class Controller:
         if undo is not None:
             undo.callback(self._rules)
         self._firewall.set_networks(self._bridges())
+        self._firewalld.changed()
 
     def _forward(self) -> None:
         """Let the host forward packets for the families that its bridges use."""
