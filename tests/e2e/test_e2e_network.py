@@ -294,3 +294,36 @@ def test_network_list_and_inspect(engine: Engine) -> None:
     (member,) = bridge["Containers"].values()
     assert (member["Name"], member["IPv4Address"]) == ("box", f"{engine.address('box')}/24")
     assert bridge["IPAM"]["Config"][0]["Gateway"] == f"{engine.subnet}1"
+
+
+def test_links_are_names_of_containers(engine: Engine) -> None:
+    engine.ok("run", "-d", "--name", "db", "-h", "store", "busybox", "sleep", "600")
+    engine.ok("run", "-d", "--name", "web", "--link", "db:data", "busybox", "sleep", "600")
+    assert engine.inspect("web")["HostConfig"]["Links"] == ["/db:/web/data"]
+    assert engine.inspect("web/data")["Id"] == engine.inspect("db")["Id"]
+    names = {one["Names"][0]: one["Names"] for one in engine.get("/containers/json")}
+    assert names == {"/db": ["/db", "/web/data"], "/web": ["/web"]}
+    assert "data store db" in engine.ok("exec", "web", "cat", "/etc/hosts")
+    # Both may get other names, and the link stays.
+    engine.ok("rename", "db", "base")
+    engine.ok("rename", "web", "site")
+    assert engine.inspect("site")["HostConfig"]["Links"] == ["/base:/site/data"]
+    engine.restart()
+    engine.ok("restart", "-t", "0", "site")
+    assert "data store base" in engine.ok("exec", "site", "cat", "/etc/hosts")
+    # A link can be taken away; the containers stay.
+    assert "No such link: site/other" in engine.fails("rm", "--link", "site/other")
+    engine.ok("rm", "--link", "site/data")
+    assert engine.inspect("site")["HostConfig"]["Links"] is None
+    engine.ok("restart", "-t", "0", "site")
+    assert "data" not in engine.ok("exec", "site", "cat", "/etc/hosts")
+    assert engine.state("base")["Running"]
+
+
+def test_a_link_to_a_container_that_is_gone_is_no_more(engine: Engine) -> None:
+    engine.ok("run", "-d", "--name", "db", "busybox", "sleep", "600")
+    engine.ok("create", "--name", "web", "--link", "db", "busybox", "cat", "/etc/hosts")
+    engine.ok("stop", "-t", "0", "db")
+    assert "Cannot link to a non running container: /db AS /web/db" in engine.fails("start", "web")
+    engine.ok("rm", "db")
+    assert "db" not in engine.ok("start", "-a", "web").split()

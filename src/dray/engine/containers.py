@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from dray.api import models as api
 from dray.api.filters import Filters
 from dray.api.requests import CreateOptions, RemoveOptions
-from dray.base.errors import Conflict, NotFound, Unsupported
-from dray.engine import clock, initfiles, listing, stats, top, updating, views
+from dray.base.errors import Conflict, NotFound
+from dray.engine import clock, initfiles, links, listing, stats, top, updating, views
 from dray.engine.creation import Creator
 from dray.engine.events import Events
 from dray.engine.images import ImageVerbs
@@ -61,7 +63,8 @@ class Containers:
             self._registry, show_all=all, limit=limit, filters=filters, ancestors=self._images.with_descendants
         )
         now = clock.now()
-        shown = [views.summary(container, now=now) for container in chosen]
+        further = links.further_names(self._registry)
+        shown = [views.summary(container, now=now, further=further.get(container.id, ())) for container in chosen]
         for summary, container in zip(shown, chosen, strict=True):
             summary.image = self._images.shown_name(container.record)
         if size:
@@ -80,7 +83,7 @@ class Containers:
     async def inspect(self, ref: str, *, size: bool) -> api.ContainerInspectResponse:
         """Return everything known of one container."""
         container = self._registry.find(ref)
-        shown = views.inspect(container, self._layout)
+        shown = views.inspect(container, self._layout, links=links.shown(container.record, self._registry.get))
         shown.image_manifest_descriptor = self._images.manifest_descriptor(container.record)
         shown.graph_driver = api.DriverData(
             name=container.record.driver, data=views.graph_data(self._snapshots.mounts(container.id))
@@ -112,10 +115,22 @@ class Containers:
     async def remove(self, ref: str, options: RemoveOptions) -> None:
         """Remove a container."""
         if options.link:
-            raise Unsupported(
-                "link: links between containers on the default bridge are not kept; nothing to remove"
-            )
+            await self._remove_link(ref)
+            return
         await self._lifecycle.remove(self._registry.find(ref), force=options.force, volumes=options.volumes)
+
+    async def _remove_link(self, path: str) -> None:
+        """Forget the link `parent/alias`; both containers stay as they are."""
+        found = links.find(path, self._registry)
+        if found is None:
+            raise NotFound(f"No such link: {path}: name it as parent/alias (docker ps --no-trunc shows them)")
+        parent, _ = found
+        async with parent.lock:
+            host = parent.record.host_config
+            remaining = links.without(parent.record, path.rpartition("/")[2])
+            parent.record.host_config = msgspec.structs.replace(host, links=remaining)
+            self._registry.save(parent)
+            await self._registry.sync()
 
     async def prune(self, filters: Filters) -> api.ContainerPruneReport:
         """Remove stopped containers."""

@@ -234,16 +234,17 @@ class Creator:
         return container_id[:12]
 
     def _check_references(self, host: api.HostConfig) -> None:
-        """Containers whose processes are to be seen, or that are linked to, must exist. One whose network is to be
+        """Containers whose processes are to be seen, or that are linked to (by id from here on), must exist. One whose network is to be
         joined may still be made before the start, as in dockerd."""
         for mode in (host.ipc_mode, host.pid_mode):
             if mode.startswith("container:"):
                 self._other(mode.removeprefix("container:"))
         if host.network_mode in links.DEFAULT_NETWORK:
-            for text in host.links or ():
-                name, _ = links.parse(text)
+            for index, text in enumerate(host.links or ()):
+                assert host.links is not None
+                name, alias = links.parse(text)
                 try:
-                    self._other(name)
+                    host.links[index] = f"{self._other(name).id}:{alias}"
                 except InvalidParameter as error:
                     raise InvalidParameter(f"could not get container for {name}: {error}") from error
 

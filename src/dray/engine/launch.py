@@ -82,8 +82,7 @@ class Launcher:
         user = self._remap.of(record, self._registry.find)
         owner = ROOT if user is None else user.maps.root
         # In networks with names a link is a name that the resolver knows, and part of the endpoint.
-        legacy = record.host_config.links if record.host_config.network_mode in links.DEFAULT_NETWORK else None
-        linked = links.resolve(record.name, legacy or [], self._registry.find)
+        linked = links.resolve(record, self._registry.get)
         undo.push_async_callback(self._sources.release, record)
         await self._sources.prepare(record)
         laps.lap("mounts")

@@ -15,7 +15,7 @@ import msgspec
 from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound
 from dray.base.patterns import pattern
 from dray.base.records import Change, Records
-from dray.engine import model
+from dray.engine import links, model
 from dray.engine.model import Container
 
 _NAME = pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
@@ -62,13 +62,20 @@ class Registry:
         """Return the container with exactly this id."""
         return self._by_id.get(container_id)
 
+    def named(self, name: str) -> Container | None:
+        """Return the container with exactly this name."""
+        return self._by_id.get(self._by_name.get(name, ""))
+
     def find(self, reference: str) -> Container:
-        """Return the container with this id, name, or unique id prefix, in that order (moby `GetContainer`)."""
+        """Return the container with this id, name, name by a link, or unique id prefix, in that order (moby
+        `GetContainer`)."""
         if container := self._by_id.get(reference):
             return container
         found = self._by_id.get(self._by_name.get(reference.removeprefix("/"), ""))
         if found is not None:  # a name may be taken by a creation that is still under way
             return found
+        if (linked := links.find(reference, self)) is not None:
+            return linked[1]
         matches = [identity for identity in self._by_id if identity.startswith(reference)] if reference else []
         if len(matches) > 1:
             raise InvalidParameter(f"multiple IDs found with provided prefix: {reference}")

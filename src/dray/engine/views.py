@@ -165,8 +165,11 @@ def _apparmor_profile(host: api.HostConfig) -> str:
     return apparmor.chosen(host, security.security_options(host.security_opt)) if has_apparmor() else ""
 
 
-def inspect(container: Container, layout: Layout) -> api.ContainerInspectResponse:
-    """Return what `GET /containers/{id}/json` answers, without sizes and the image's descriptor."""
+def inspect(
+    container: Container, layout: Layout, *, links: list[str] | None = None
+) -> api.ContainerInspectResponse:
+    """Return what `GET /containers/{id}/json` answers, without sizes and the image's descriptor; `links` as
+    `engine.links.shown` has them."""
     record = container.record
     directory = layout.container(record.id)
     started = record.state.started_at != 0
@@ -189,7 +192,7 @@ def inspect(container: Container, layout: Layout) -> api.ContainerInspectRespons
         platform=record.platform,
         app_armor_profile=_apparmor_profile(record.host_config),
         exec_ids=running_execs or None,
-        host_config=_shown(record.host_config),
+        host_config=_shown(record.host_config, links),
         mounts=[mount(point) for point in record.mounts if point.type != "tmpfs" or not point.tmpfs_flag],
         config=record.config,
         network_settings=api.NetworkSettings(
@@ -201,14 +204,15 @@ def inspect(container: Container, layout: Layout) -> api.ContainerInspectRespons
     )
 
 
-def _shown(host: api.HostConfig) -> api.HostConfig:
-    """Return a host configuration with the hidden paths that it comes to."""
+def _shown(host: api.HostConfig, links: list[str] | None) -> api.HostConfig:
+    """Return a host configuration with its links, and the hidden paths that it comes to."""
     if host.privileged or "systempaths=unconfined" in (host.security_opt or []):
-        return msgspec.structs.replace(host, masked_paths=None, readonly_paths=None)
+        return msgspec.structs.replace(host, links=links, masked_paths=None, readonly_paths=None)
     known = security.defaults()
     masked, readonly = host.masked_paths, host.readonly_paths
     return msgspec.structs.replace(
         host,
+        links=links,
         masked_paths=list(known["masked_paths"]) if masked is None else masked,
         readonly_paths=list(known["readonly_paths"]) if readonly is None else readonly,
     )
@@ -220,13 +224,13 @@ def command_line(record: ContainerRecord) -> str:
     return " ".join(f"'{word}'" if " " in word else word for word in words)
 
 
-def summary(container: Container, *, now: int) -> api.ContainerSummary:
-    """Return an entry of `GET /containers/json`."""
+def summary(container: Container, *, now: int, further: Sequence[str] = ()) -> api.ContainerSummary:
+    """Return an entry of `GET /containers/json`; `further` names it has by links."""
     record = container.record
     state = record.state
     return api.ContainerSummary(
         id=record.id,
-        names=[f"/{record.name}"],
+        names=[f"/{record.name}", *further],
         image=record.image_ref,
         image_id=record.image_id,
         command=command_line(record),
