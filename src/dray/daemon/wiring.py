@@ -288,11 +288,11 @@ class House:
         await self.remap.open(self.zygote)
         await asyncio.to_thread(mapped.check, self.layout.data_root, self.snapshots.name, self.remap)
         live = {one.id: one for one in self.registry if one.state.running and one.task is not None}
-        await self.controller.start(
+        halfway = await self.controller.start(
             {key: one.record.endpoints for key, one in live.items()},
             pids={key: one.state.pid for key, one in live.items()},
         )
-        await self.peers.adopt()
+        await self.peers.adopt(halfway)
         self._adopt_volumes()
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
