@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -59,6 +60,29 @@ def test_volume_of_a_plugin(engine: Engine, plugin: FakePlugin) -> None:
     assert engine.get("/info")["Plugins"]["Volume"] == ["far", "local"]
     engine.ok("volume", "rm", "data", "filled")
     assert len(plugin.asked("VolumeDriver.Mount")) == len(plugin.asked("VolumeDriver.Unmount"))
+
+
+def test_volumes_without_a_name_are_the_drivers_too(engine: Engine, plugin: FakePlugin) -> None:
+    engine.ok("run", "--name", "box", "-v", "/m", "--volume-driver", "far", "busybox", "touch", "/m/x")
+    ((mount),) = engine.inspect("box")["Mounts"]
+    assert (mount["Driver"], mount["Destination"]) == ("far", "/m")
+    assert (engine.base / "far" / mount["Name"] / "x").exists()
+    engine.ok("rm", "-v", "box")
+    assert plugin.asked("VolumeDriver.Remove") == [{"Name": mount["Name"]}]
+    assert len(plugin.asked("VolumeDriver.Capabilities")) == 1
+
+
+def test_a_volume_that_was_deleted_behind_the_daemons_back_is_made_again(
+    engine: Engine, plugin: FakePlugin
+) -> None:
+    engine.ok("volume", "create", "-d", "far", "data")
+    assert "volume name must be unique" in engine.fails("volume", "create", "-d", "local", "data")
+    shutil.rmtree(engine.base / "far/data")
+    engine.ok("volume", "create", "-d", "far", "data")
+    assert engine.inspect("data", kind="volume")["Mountpoint"] == str(engine.base / "far/data")
+    shutil.rmtree(engine.base / "far/data")
+    engine.ok("volume", "create", "-d", "local", "data")
+    assert engine.inspect("data", kind="volume")["Driver"] == "local"
 
 
 def test_mounted_again_after_a_restart_of_the_daemon(engine: Engine, plugin: FakePlugin) -> None:

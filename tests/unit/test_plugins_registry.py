@@ -118,6 +118,17 @@ async def test_a_plugin_is_activated_once(plugins: Plugins, plugin: FakePlugin) 
 
 
 @pytest.mark.parametrize(
+    ("answer", "said"),
+    [(b"", {}), (b"null\n", {}), (b'{"a": 1}\n{"b": 2}\n', {"a": 1})],
+    ids=["empty", "null", "two documents"],
+)
+async def test_careless_answers(plugins: Plugins, plugin: FakePlugin, answer: bytes, said: object) -> None:
+    """As Go's decoder, which dockerd reads with, takes them."""
+    plugin.handlers["echo"] = lambda _: answer
+    assert await (await plugins.get("one", VOLUME)).call("echo") == said
+
+
+@pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
         ({"Err": "no space"}, PluginRefused, "^echo: no space$"),

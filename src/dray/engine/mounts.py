@@ -48,7 +48,8 @@ def resolve(
     for path in config.volumes or {}:
         destination = _destination(path, path)
         if destination not in points:
-            points[destination] = MountPoint(type="volume", destination=destination, driver="local", copy=True)
+            driver = host.volume_driver or "local"
+            points[destination] = MountPoint(type="volume", destination=destination, driver=driver, copy=True)
     for label, value in (config.labels or {}).items():
         if label.startswith(IDMAP_LABEL):
             _set_idmap(points, label, value)

@@ -12,6 +12,7 @@ nobody else anything: no thread and no lock is held while it is waited for.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -79,7 +80,7 @@ class Plugin:
         answer = await self._post(method, body, timeout or self._limits.long, patience)
         said: Any = None
         try:
-            said = msgspec.json.decode(answer.body) if answer.body.strip() else {}
+            said = _first(answer.body) if answer.body.strip() else None
         except MALFORMED:
             if answer.status == 200:
                 raise PluginFailed(f'plugin "{self.name}": {method}: the answer is not JSON') from None
@@ -87,6 +88,8 @@ class Plugin:
         if answer.status != 200:
             text = str(reason or answer.body[:500].decode(errors="replace").strip() or f"status {answer.status}")
             raise (PluginLacks if answer.status == 404 else PluginRefused)(f"{method}: {text}")
+        if said is None:  # an empty body, or null: what many plugins say when there is nothing to say
+            return {}
         if not isinstance(said, dict):
             raise PluginFailed(f'plugin "{self.name}": {method}: the answer is not a JSON object')
         if reason:
@@ -189,3 +192,13 @@ class Plugins:
             else:
                 raise answer
         return found, warnings
+
+
+def _first(body: bytes) -> Any:
+    """Decode the first JSON value of an answer: what follows it nobody has ever read, and some plugins send more."""
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        if "trailing characters" not in str(error):
+            raise
+    return json.JSONDecoder().raw_decode(body.decode().lstrip())[0]

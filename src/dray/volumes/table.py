@@ -29,7 +29,7 @@ from dray.base import failpoints
 from dray.base.errors import Conflict, DrayError, InvalidParameter, NotFound, Unsupported
 from dray.base.records import Change, Records
 from dray.plugins.registry import VOLUME, PluginRefused, Plugins
-from dray.volumes.local import Volume, Volumes, check_name, needs_mount
+from dray.volumes.local import ANONYMOUS, Volume, Volumes, check_name, needs_mount
 from dray.volumes.remote import RemoteDriver, RemoteVolume
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ class VolumeTable:
 
     def is_anonymous(self, name: str) -> bool:
         """Tell whether a volume was made without a name."""
-        return self.local.is_anonymous(name)
+        remote = self._remote.get(name)
+        return ANONYMOUS in remote.labels if remote is not None else self.local.is_anonymous(name)
 
     def scope(self, driver: str) -> str:
         """Return a driver's scope as far as it is known: `local` or `global`."""
@@ -106,12 +107,17 @@ class VolumeTable:
         if name:
             check_name(name)
         existing = self.known(name) if name else None
+        gone = existing is not None and existing.driver != "local" and await self._vanished(existing)
+        if gone:
+            self._records.write([Change(_KIND, name, None)])
+            del self._remote[name]
+            existing = None
         if existing is not None and driver and existing.driver != driver:
             raise Conflict(
                 f"create {name}: conflict: driver '{existing.driver}' already has volume '{name}': "
                 "volume name must be unique"
             )
-        if existing is None and name and not driver:
+        if existing is None and name and not driver and not gone:
             found = await self._probe(name)  # a plugin may have one of that name that was made elsewhere
             if found is not None:
                 volume = Volume(name, "", found[0], time.time_ns(), labels, options)
@@ -123,8 +129,25 @@ class VolumeTable:
         if driver == "local":
             return self.local.create(name, options=options, labels=labels), existing is None
         if not name:
-            name = secrets.token_hex(32)
+            name, labels = secrets.token_hex(32), {ANONYMOUS: "", **labels}
         return await self._create_remote(name, driver, options, labels), True
+
+    async def _vanished(self, volume: Volume) -> bool:
+        """Tell whether a plugin says that it has no such volume (any more); Conflict if somebody uses it."""
+        try:
+            await (await RemoteDriver.of(self._plugins, volume.driver)).get(volume.name)
+        except PluginRefused:
+            pass
+        except DrayError:
+            return False  # it cannot be asked: its record counts
+        else:
+            return False
+        if self.holders(volume.name):
+            raise Conflict(
+                f"create {volume.name}: driver '{volume.driver}' says that there is no such volume, but containers use "
+                "it: remove them first, or remove the volume with force"
+            )
+        return True
 
     async def _create_remote(
         self, name: str, driver: str, options: dict[str, str], labels: dict[str, str]
@@ -137,8 +160,9 @@ class VolumeTable:
             await remote.create(name, options)
         except DrayError as error:
             raise type(error)(f"create {name}: {error}") from error
-        with contextlib.suppress(DrayError):
-            self._scopes[driver] = await remote.scope()
+        if driver not in self._scopes:
+            with contextlib.suppress(DrayError):
+                self._scopes[driver] = await remote.scope()
         volume = Volume(name, "", driver, time.time_ns(), labels, options)
         self._save(volume)
         return volume
