@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import signal
 import sys
 import tarfile
 import time
+from pathlib import Path
 from typing import Any
 
 from soak import memory
@@ -115,6 +117,8 @@ def main(argv: list[str] | None = None) -> int:
             after = (sum(descriptors(engine.pid).values()), memory(engine.pid))
         left = house.leaks()
     finally:
+        if os.environ.get("SOAK_KEEP_LOG") and house.engine is not None:
+            Path(os.environ["SOAK_KEEP_LOG"]).write_bytes(house.engine.log.read_bytes())
         house.down()
         world.leave()
     report = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,15 +145,24 @@ def test_other_names_are_forwarded(engine: Engine, network: str, upstream: Upstr
 
 
 @pytest.mark.drayd_only("dockerd before 26 does ask: it is this CVE")
-def test_an_internal_network_asks_nobody(engine: Engine, upstream: Upstream) -> None:
-    """CVE-2024-29018: what is asked in an internal network must not leave it through the host."""
-    engine.ok("network", "create", "--internal", "inside")
+def test_an_internal_network_asks_nobody(engine: Engine, network: str, tmp_path: Path) -> None:
+    """CVE-2024-29018: what is asked in an internal network must not leave it through the host, whose own name server
+    on its loopback is asked from its namespace."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.77\n")
+    subprocess.run(["mount", "--bind", tmp_path / "resolv.conf", "/etc/resolv.conf"], check=True)
     try:
-        run(engine, "secret", "inside")
-        assert lookup(engine, "secret", "data.attacker.example") == []
-        assert lookup(engine, "secret", "secret") == [of(engine, "secret", "inside")]
-        assert upstream.names == []
+        local = Upstream("127.0.0.77", address("192.0.2.1"))
+        with closing(local):
+            engine.ok("network", "create", "--internal", "inside")
+            for name, where in (("secret", "inside"), ("open", network)):
+                engine.ok("run", "-d", "--name", name, "--network", where, "busybox", "sleep", "600")
+            assert lookup(engine, "secret", "data.attacker.example") == []
+            assert lookup(engine, "secret", "secret") == [of(engine, "secret", "inside")]
+            assert local.names == []
+            assert lookup(engine, "open", "www.example.com") == ["192.0.2.1"]
+            assert local.names == ["www.example.com"]
     finally:
+        subprocess.run(["umount", "/etc/resolv.conf"], check=True)
         engine.remove_everything()
         engine.ok("network", "rm", "inside")
 

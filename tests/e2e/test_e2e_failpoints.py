@@ -152,6 +152,14 @@ def names_agree(engine: Engine) -> None:
             assert told.returncode != 0, told
 
 
+def hosts_agree(engine: Engine) -> None:
+    """The container's /etc/hosts names itself by the addresses of its record, in whatever order."""
+    shown = engine.inspect("box")
+    addresses = [one["IPAddress"] for one in shown["NetworkSettings"]["Networks"].values()]
+    lines = [line.split() for line in engine.ok("exec", "box", "cat", "/etc/hosts").splitlines()]
+    assert sorted(words[0] for words in lines if shown["Config"]["Hostname"] in words[1:]) == sorted(addresses)
+
+
 def newcomer_gets_a_free_address(engine: Engine) -> None:
     """Whoever comes next is given nobody's address (`agree` sees one given twice)."""
     for network in (NET, OTHER):
@@ -192,9 +200,12 @@ def test_killed_at_every_step(tidy: Engine, verb: str) -> None:
         dies(engine, scenario.act)
         restart(engine, "" if scenario.at_boot else following)
         agree(engine, after=name)
-        with_peers = "peer-alpha" in engine.ok("ps", "--format", "{{.Names}}")
+        here = engine.ok("ps", "--format", "{{.Names}}").split()
+        with_peers = "peer-alpha" in here
         if with_peers:
             names_agree(engine)
+        if "box" in here:
+            hosts_agree(engine)
         scenario.again(engine)
         agree(engine, after=f"{name}, and once more")
         if scenario.at_boot:

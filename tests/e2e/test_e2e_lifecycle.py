@@ -387,3 +387,16 @@ def test_the_container_whose_network_is_joined_may_come_later(engine: Engine) ->
     engine.ok("run", "-d", "--name", "host", "busybox", "sleep", "600")
     engine.ok("start", "guest")
     assert engine.ok("wait", "guest") == "0"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "config cannot be empty in order to create a container"),
+        ({"HostConfig": {"Privileged": True}}, "config cannot be empty in order to create a container"),
+        ({"Hostname": "x"}, "no command specified"),
+    ],
+)
+def test_a_creation_says_what_it_is_of(engine: Engine, body: dict[str, Any], said: str) -> None:
+    status, _, answer = engine.api("POST", "/containers/create", body)
+    assert (status, json.loads(answer)["message"]) == (400, said)

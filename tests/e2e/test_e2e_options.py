@@ -17,6 +17,7 @@ import pytest
 
 from conftest import House
 from dray.linux.cgroups import capabilities
+from dray.runtime import checkpoint
 from images import cache
 from support.engines import Drayd, Engine, until
 from support.option_cases import CASES, ULIMITS, V1, Case
@@ -321,7 +322,33 @@ def test_field(engine: Engine, field: str) -> None:
     ],
 )
 def test_checkpoints_are_refused_by_name(engine: Engine, method: str, path: str, body: Any) -> None:
+    """They are experimental, as in dockerd; tests/vm shows them."""
     engine.ok("create", "--name", "box", "busybox", "true")
     status, _, answer = engine.api(method, path, body)
-    assert (status, "this engine does not drive CRIU" in json.loads(answer)["message"]) == (501, True)
+    assert (status, "--experimental" in json.loads(answer)["message"]) == (501, True)
     assert engine.state("box")["Status"] == "created"
+
+
+def test_checkpoints_where_criu_cannot(engine: Engine) -> None:
+    """What is wrong is told in criu's words, and the container runs on."""
+    if not checkpoint.check({}, []):
+        pytest.skip("criu can work on this host: tests/vm shows what it does")
+    engine.restart(extra=["--experimental"])
+    try:
+        engine.ok("run", "-d", "--name", "box", "busybox", "sleep", "600")
+        pid = engine.state("box")["Pid"]
+        done = engine.docker("checkpoint", "create", "box", "one")
+        assert (done.returncode, "checkpoints are not possible on this host: " in done.stderr) == (1, True)
+        assert (
+            "checkpoint one does not exist for container box"
+            in engine.docker("start", "--checkpoint", "one", "box").stderr
+        )
+        assert engine.ok("checkpoint", "ls", "box") == "CHECKPOINT NAME"
+        assert engine.state("box")["Pid"] == pid
+        for name in ("../../x", "a/b", ""):
+            status, _, answer = engine.api(
+                "POST", "/containers/box/checkpoints", {"CheckpointID": name, "Exit": True}
+            )
+            assert (status, "Invalid checkpoint ID" in json.loads(answer)["message"]) == (400, True)
+    finally:
+        engine.restart()

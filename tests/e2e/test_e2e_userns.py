@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -324,9 +325,54 @@ def test_a_data_root_without_mapped_ids_is_refused_at_start(engine):
         assert other.daemon is not None
         assert other.daemon.wait(20) == 1
         other.daemon = None
-        assert "move the data root, or leave userns-remap away" in other.log.read_text()
+        assert "move the data root, use --storage-driver fuse-overlayfs, or leave" in other.log.read_text()
         assert not [name for name in os.listdir(other.data_root) if name.startswith("probe-")]
     finally:
+        subprocess.run(["umount", "-l", base], check=True)
+
+
+@pytest.mark.skipif(shutil.which("fuse-overlayfs") is None, reason="fuse-overlayfs is not installed")
+def test_where_no_mount_has_mapped_ids_fuse_overlayfs_maps_them(engine):
+    """On an overlay, as in a container. Nothing on disk has shifted ids, so layers are shared with containers outside, and images
+    made of what a container wrote are like any other's."""
+    base = engine.base / "served"
+    for name in ("low", "up", "work", "served"):
+        (engine.base / name).mkdir()
+    words = ",".join(
+        f"{key}dir={engine.base}/{name}" for key, name in (("lower", "low"), ("upper", "up"), ("work", "work"))
+    )
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", words, base], check=True)
+    flags = ["--bridge", "dray-remap7", "--userns-remap", "games", "--storage-driver", "fuse-overlayfs"]
+    other = Drayd(base, flags=[*flags, "--cgroup-parent", "/dray-remap7"])
+    other.subnet = "172.29.75."
+    try:
+        other.start()
+        other.load(cache.busybox_archive())
+        script = "touch /mine; mkdir /dir; chown 7:8 /dir; stat -c %u:%g / /mine /dir /bin/busybox; sleep 600"
+        other.ok("run", "-d", "--name", "box", "-v", "data:/data", "busybox", "sh", "-c", script)
+        until(lambda: other.ok("logs", "box").split() == ["0:0", "0:0", "7:8", "0:0"], what="owners inside")
+        assert owner(f"/proc/{other.state('box')['Pid']}/root/dir") == (FIRST + 7, FIRST + 8)
+        assert owner(f"/proc/{other.state('box')['Pid']}") == ROOT
+        assert other.ok("exec", "-u", "7", "box", "sh", "-c", "touch /dir/x; stat -c %u:%g /dir/x") == "7:0"
+        (engine.base / "file").write_text("from outside")
+        other.ok("cp", str(engine.base / "file"), "box:/file")
+        assert other.ok("exec", "box", "stat", "-c", "%u:%g", "/file") == "0:0"
+        assert other.ok("diff", "box").split("\n") == ["A /data", "A /dir", "A /dir/x", "A /file", "A /mine"]
+        other.ok("kill", "box")
+        assert members(raw(other, "cp", "box:/dir", "-")) == {"dir": (7, 8), "dir/x": (7, 0)}
+        other.ok("cp", str(engine.base / "file"), "box:/again")  # the container does not run
+        other.ok("commit", "box", "made")
+        assert other.ok(
+            "run", "--rm", "--userns", "host", "made", "stat", "-c", "%u:%g", "/dir", "/again"
+        ).split() == [
+            "7:8",
+            "0:0",
+        ]
+        image = ["--mount", "type=image,source=made,target=/image"]
+        assert other.ok("run", "--rm", *image, "busybox", "stat", "-c", "%u:%g", "/image/dir") == "7:8"
+    finally:
+        other.remove_everything()
+        other.destroy()
         subprocess.run(["umount", "-l", base], check=True)
 
 

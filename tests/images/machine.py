@@ -31,7 +31,18 @@ PACKAGES = (
         "hostname",
         "util-linux-extra",
     ),
-    *("procps", "kmod", "busybox-static", "util-linux", "mount", "e2fsprogs", "curl"),
+    *(
+        "procps",
+        "kmod",
+        "busybox-static",
+        "util-linux",
+        "mount",
+        "e2fsprogs",
+        "xfsprogs",
+        "curl",
+        "criu",
+        "iptables",
+    ),
 )
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "quota_v2", "ext4", "virtio_console")
 LATE_MODULES = (
@@ -162,6 +173,8 @@ def _system(root: Path) -> None:
     if not (root / "usr/bin/sh").exists():
         (root / "usr/bin/sh").symlink_to("dash")
     (root / "opt/agent.py").write_text(AGENT)
+    for program in ("iptables", "ip6tables"):  # criu closes the network of what it writes down with it
+        (root / f"usr/sbin/{program}-restore").symlink_to(f"{program}-nft-restore")
     units = etc / "systemd/system"
     (units / "agent.service").write_text(AGENT_UNIT)
     wants = units / "multi-user.target.wants"

@@ -22,6 +22,7 @@ from dray.base import digest as digests
 from dray.base import failpoints
 from dray.base.errors import NotFound, Unavailable
 from dray.store.content import ContentStore
+from dray.store.erofs.driver import Erofs
 from dray.store.images import Images
 from dray.store.images import usage as image_usage
 from dray.store.metadata import Metadata
@@ -35,6 +36,7 @@ from dray.store.recipes.tape import Damaged, TapeWriter, play, record
 from dray.store.transfer import load, save
 from dray.store.vfs import Vfs
 from support.engines import until
+from support.erofs import needs_erofs
 from support.layers import entry, folder, hardlink, make, symlink, unpack
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
@@ -508,17 +510,21 @@ def test_killed_between_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     store.close()
 
 
-def test_with_whole_trees(tmp_path: Path) -> None:
-    """vfs: the layer's files lie among those of the layers below."""
+@pytest.mark.parametrize("driver", ["vfs", "erofs"])
+def test_with_other_drivers(tmp_path: Path, driver: str) -> None:
+    """vfs: the layer's files lie among those of the layers below. erofs: there is its tar, or another name of it."""
     blob = gzip.compress(TAR, 6)
     store = Store(tmp_path)
     store.snapshots.close()
-    vfs = Vfs(tmp_path / "vfs", store.records)
-    images = Images(store.records, store.content, vfs)
+    if driver == "erofs":
+        needs_erofs(tmp_path)
+    snapshots = (Vfs if driver == "vfs" else Erofs)(tmp_path / driver, store.records)
+    images = Images(store.records, store.content, snapshots)
     discarder = Discarder(images, store.records)
     load(images, io.BytesIO(archive("app:1", [(BASE, BASE), (TAR, blob)])))
     before = b"".join(save(images, ["app:1"]))
     assert discarder.round() == 2
     assert b"".join(save(images, ["app:1"])) == before
-    vfs.close()
+    assert len(ContentStore(tmp_path / "content").recipes.heads()) == 2  # at the next start, too
+    snapshots.close()
     store.records.close()

@@ -18,6 +18,7 @@ import pytest
 
 from dray.base.errors import StartError
 from dray.linux import cgroups
+from dray.runtime import checkpoint
 from dray.runtime.external import ExternalRuntime
 from dray.runtime.main import main
 from dray.runtime.model import ExecRequest
@@ -189,7 +190,9 @@ def _drive_runc(tmp_path: Path) -> None:
     box.runtime.delete(id)
 
 
-def test_events_and_verbs_that_are_refused(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_events_and_verbs_that_are_refused(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     root = ["--root", str(bundle / "state")]
     configure(bundle, "watched", "sleep", "100")
     pid_file = bundle / "pid"
@@ -201,8 +204,10 @@ def test_events_and_verbs_that_are_refused(bundle: Path, capfd: pytest.CaptureFi
     assert (event["type"], event["id"]) == ("stats", "watched")
     assert event["data"]["memory"]["usage"]["usage"] > 0
     assert event["data"]["cpu"]["usage"]["total"] > 0
-    assert main([*root, "checkpoint", "watched"]) == 1
-    assert "checkpoint is not supported: " in capfd.readouterr().err
+    if checkpoint.check({}, []):  # where criu can, tests/vm shows it
+        assert main([*root, "checkpoint", "--image-path", str(tmp_path / "images"), "watched"]) == 1
+        assert "checkpoint is not supported: " in capfd.readouterr().err
+        assert not (tmp_path / "images").exists()
     watcher = subprocess.Popen(
         [sys.executable, "-m", "dray.runtime.main", *root, "events", "--interval", "50ms", "watched"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 from dray.api.models import ContainerConfig, ExecConfig, HostConfig
 from dray.base.errors import Conflict, DrayError, NotFound, Unavailable
+from dray.engine import lifecycle as lifecycles
 from dray.engine.execs import ExecTable
 from dray.engine.layout import Layout
 from dray.engine.lifecycle import Lifecycle
@@ -74,6 +77,25 @@ async def test_a_container_that_ends_under_the_kill_is_removed(
     container.task = Mock(kill=kill)
     await lifecycle.remove(container, force=True)
     engine.registry.remove.assert_called_once_with(container)
+
+
+async def test_the_settling_of_a_killed_container_may_take_long(
+    monkeypatch: pytest.MonkeyPatch, lifecycle: Lifecycle, container: Container
+) -> None:
+    """Its process has ended; the machine is busy with what follows."""
+    monkeypatch.setattr(lifecycles, "KILL_PATIENCE", 0.02)
+    container.state.status, container.state.pid = "running", 2**22 + 1  # no process has this pid
+    container.settled.clear()
+    asyncio.get_running_loop().call_later(0.05, container.settled.set)
+    await lifecycle.wait_until_settled(container)
+    container.settled.clear()
+    with pytest.raises(DrayError, match="its shim does not say how it ended"):
+        await lifecycle.wait_until_settled(container)
+    container.state.pid = os.getpid()
+    with pytest.raises(
+        DrayError, match=f"process {os.getpid()} did not end within 0.02 s of SIGKILL.*in state [RS]"
+    ):
+        await lifecycle.wait_until_settled(container)
 
 
 async def test_an_exec_in_a_container_that_has_just_ended_is_a_conflict(

@@ -29,6 +29,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     guest = Guest(folder, images)
     try:
         guest.boot()
+        guest.ok("mkdir -p /etc/dray; cat > /etc/dray/daemon.json", input='{"experimental": true}')
         guest.ok("dray daemon unit > /etc/systemd/system/dray.service && systemctl enable --now dray", timeout=240)
         guest.ok("docker load -q -i /opt/busybox.tar")
         yield guest
@@ -175,6 +176,59 @@ def test_a_restart_of_the_service_disturbs_no_container(guest: Guest) -> None:
         assert inspect(guest, "{{.State.Pid}} {{.State.Running}} {{.RestartCount}}", "web") == f"{pid} true 0"
         assert int(guest.ok("docker logs web | wc -l")) > before
         assert guest.ok("busybox wget -qO- http://127.0.0.1:8080/") == "hello"
+
+
+COUNTER = "n=0; httpd -p 80 -h /etc; while :; do n=$((n+1)); echo $n > /dev/shm/n; echo tick $n; sleep 0.2; done"
+SHOWN = (
+    "cat /proc/self/mounts /proc/1/cgroup /sys/fs/cgroup/memory.max; grep -E 'Cap|NoNewPrivs|Seccomp:' /proc/1/status; "
+    "cat /proc/1/attr/current /proc/sys/kernel/hostname; ulimit -n; id; readlink /proc/1/cwd; cat /proc/1/oom_score_adj"
+)
+
+
+def test_a_container_goes_on_from_its_checkpoint(guest: Guest) -> None:
+    """Memory, files in its tmpfs, listening sockets and confinement are as they were, and it is as governable."""
+    flags = "--memory 64m --tmpfs /scratch -v keep:/data --hostname here --ulimit nofile=300 -w /tmp -p 8082:80"
+    guest.ok(
+        "docker", "run", "-d", "--name", "box", *flags.split(), "--restart=always", "busybox", "sh", "-c", COUNTER
+    )
+    shown = set(guest.ok("docker", "exec", "box", "sh", "-c", SHOWN).split("\n"))  # the order of mounts is criu's
+    # What an exec has started is no part of it, and in nobody's way.
+    guest.ok("docker exec -d box sh -c 'echo kept > /scratch/file; exec sleep 1000'; sleep 1")
+    assert guest.ok("docker checkpoint create --leave-running box live") == "live"
+    before = int(guest.ok("docker exec box cat /dev/shm/n"))
+    assert guest.ok("docker checkpoint create box first") == "first"
+    assert inspect(guest, "{{.State.Status}} {{.State.ExitCode}}", "box") == "exited 137"
+    assert guest.ok("docker checkpoint ls box").split("\n")[1:] == ["first", "live"]
+    code, out = guest.run("docker checkpoint create box first; docker start --checkpoint nosuch box")
+    assert (code, "not running" in out, "checkpoint nosuch does not exist" in out) == (1, True, True)
+    for _ in range(2):  # it may be started from more than once
+        guest.ok("docker start --checkpoint first box")
+        assert int(guest.ok("docker exec box cat /dev/shm/n")) in range(before, before + 200)
+        differs = shown ^ set(guest.ok("docker", "exec", "box", "sh", "-c", SHOWN).split("\n"))
+        assert differs == set(), differs
+        assert guest.ok("docker exec box cat /scratch/file") == "kept"
+        assert "root" in guest.ok("busybox wget -qO- http://127.0.0.1:8082/passwd")
+        main = guest.ok("systemctl show -P MainPID dray")
+        guest.ok("systemctl kill --kill-whom=main -s KILL dray; sleep 1; until docker ps -q; do sleep 0.5; done")
+        assert guest.ok("systemctl show -P MainPID dray") != main
+        assert "tick" in guest.ok("docker logs --tail 1 box")
+        assert guest.ok("docker exec box pidof httpd")
+        guest.ok("docker stop -t 0 box")
+    assert guest.run("pgrep criu")[0] == 1
+    guest.ok(
+        "docker checkpoint rm box live; docker start box; until docker exec box test -s /dev/shm/n; do :; done"
+    )
+    assert int(guest.ok("docker exec box cat /dev/shm/n")) < before
+    assert guest.ok("docker checkpoint ls box").split("\n")[1:] == ["first"]
+
+
+def test_checkpoints_that_cannot_be(guest: Guest) -> None:
+    guest.ok(
+        "docker run -dt --name terminal busybox sleep 600; docker run -d --name shares --pid host busybox sleep 600"
+    )
+    code, out = guest.run("docker checkpoint create terminal one; docker checkpoint create shares one")
+    assert (code, "containers with tty" in out, "--pid=host" in out) == (1, True, True)
+    assert guest.ok("docker ps -q | wc -l") == "2"
 
 
 def test_systemd_may_hold_the_socket(guest: Guest) -> None:

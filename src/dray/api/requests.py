@@ -122,6 +122,14 @@ class EditRequest(msgspec.Struct, kw_only=True):
     name: str = msgspec.field(name="Name", default="")
 
 
+class CheckpointRequest(msgspec.Struct, kw_only=True):
+    """What writes a container down (Docker's experimental API; no schema). `exit`: and stops it."""
+
+    checkpoint_id: str = msgspec.field(name="CheckpointID", default="")
+    checkpoint_dir: str = msgspec.field(name="CheckpointDir", default="")
+    exit: bool = msgspec.field(name="Exit", default=False)
+
+
 class LogOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of a log and how. Times are Unix nanoseconds, 0 for open; `tail` None is all."""
 

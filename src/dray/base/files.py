@@ -48,6 +48,15 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Put a file that somebody else wrote on disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def owned_fd(fd: int) -> Iterator[int]:
     """Close `fd` when the block ends."""

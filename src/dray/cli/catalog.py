@@ -22,6 +22,7 @@ class Verb:
 
 GROUPS = {
     "builder": "Manage the build cache",
+    "checkpoint": "Manage checkpoints of containers",
     "container": "Manage containers",
     "context": "Manage contexts (named daemon addresses)",
     "daemon": "Look after the dray daemon",
@@ -38,6 +39,9 @@ COMMON = ("run", "exec", "ps", "build", "pull", "push", "images", "login", "logo
 VERBS = (
     Verb("builder build", "build", "Build an image from a Dockerfile"),
     Verb("builder prune", "prune", "Remove build cache"),
+    Verb("checkpoint create", "checkpoint", "Write a running container's processes down, and stop it"),
+    Verb("checkpoint ls", "checkpoint", "List a container's checkpoints", "", ("list",)),
+    Verb("checkpoint rm", "checkpoint", "Remove a checkpoint", "", ("remove",)),
     Verb("container attach", "attach", "Connect this terminal's streams to a running container", "attach"),
     Verb("container commit", "commit", "Make an image of a container's changes", "commit"),
     Verb("container cp", "cp", "Copy files or folders between a container and the host", "cp"),

@@ -59,6 +59,23 @@ class Containers:
         query = {"checkpoint": checkpoint or None, "checkpoint-dir": checkpoint_dir or None}
         self._t.request("POST", self._path(name, "/start"), query).read()
 
+    def write_checkpoint(
+        self, name: str, checkpoint: str, *, directory: str = "", leave_running: bool = False
+    ) -> None:
+        """Write a container's processes down, and stop it."""
+        body = {"CheckpointID": checkpoint, "CheckpointDir": directory, "Exit": not leave_running}
+        self._t.request("POST", self._path(name, "/checkpoints"), json_body=body).read()
+
+    def checkpoints(self, name: str, *, directory: str = "") -> Texts:
+        """List the names of a container's checkpoints."""
+        answer = self._t.request("GET", self._path(name, "/checkpoints"), {"dir": directory or None}).json() or []
+        return [str(one["Name"]) for one in answer]
+
+    def remove_checkpoint(self, name: str, checkpoint: str, *, directory: str = "") -> None:
+        """Remove a checkpoint."""
+        path = self._path(name, f"/checkpoints/{quote(checkpoint)}")
+        self._t.request("DELETE", path, {"dir": directory or None}).read()
+
     def stop(self, name: str, *, timeout: int | None = None, signal: str | None = None) -> None:
         """Stop a container: its stop signal, then SIGKILL after `timeout` seconds (-1: never)."""
         self._t.request("POST", self._path(name, "/stop"), {"t": timeout, "signal": signal or None}).read()

@@ -52,7 +52,7 @@ OPTIONS: tuple[Option, ...] = (
         "shutdown-timeout", "int", "shutdown-timeout", "", 15, "Seconds for containers to stop (live-restore off)"
     ),
     Option("min-api-version", "str", "", "", "1.24", "Oldest API version that is answered"),
-    Option("experimental", "bool", "experimental", "", False, "Shown by version; switches nothing"),
+    Option("experimental", "bool", "experimental", "", False, "Allow what is experimental: checkpoints"),
     # Containers
     Option("default-runtime", "str", "default-runtime", "", "dray", "Runtime of containers that name none"),
     Option("runtimes", "json", "add-runtime", "", {}, "Register an OCI runtime: name=path"),
@@ -80,7 +80,7 @@ OPTIONS: tuple[Option, ...] = (
         "Where CDI specs of devices are; the last one wins",
     ),
     # Storage
-    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs or vfs"),
+    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs, erofs or vfs"),
     Option(
         "discard-compressed-layers",
         "bool",

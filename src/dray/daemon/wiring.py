@@ -26,6 +26,7 @@ from dray.daemon.registries import registry_settings, shown_by_info
 from dray.daemon.settings import cdi_spec_dirs, defaults, network_config, runtimes
 from dray.engine import apparmor, mapped, security
 from dray.engine.archives import Archives
+from dray.engine.checkpoints import Checkpoints
 from dray.engine.commits import Commits
 from dray.engine.containers import Containers
 from dray.engine.control import Control
@@ -181,10 +182,19 @@ class House:
             limits=self.limits,
             listeners=lambda: self.events.listeners,
         )
+        checkpoints = Checkpoints(
+            self.registry,
+            self.lifecycle,
+            self.events,
+            self.layout,
+            self.zygote,
+            lambda: self.config["experimental"],
+        )
         return Backends(
             system=self._system,
             containers=containers,
-            lifecycle=Control(self.registry, self.lifecycle, self.events),
+            lifecycle=Control(self.registry, self.lifecycle, self.events, checkpoints),
+            checkpoints=checkpoints,
             streams=Streams(self.registry, self.events, self.zygote, self.layout),
             archives=Archives(self.registry, self.snapshots, self.sources, self.events, self.layout, self.remap),
             execs=ExecVerbs(self.registry, self.execs),
@@ -278,11 +288,11 @@ class House:
         await self.remap.open(self.zygote)
         await asyncio.to_thread(mapped.check, self.layout.data_root, self.snapshots.name, self.remap)
         live = {one.id: one for one in self.registry if one.state.running and one.task is not None}
-        await self.controller.start(
+        halfway = await self.controller.start(
             {key: one.record.endpoints for key, one in live.items()},
             pids={key: one.state.pid for key, one in live.items()},
         )
-        await self.peers.adopt()
+        await self.peers.adopt(halfway)
         self._adopt_volumes()
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable
 
 from dray.api import models as api
-from dray.base.errors import Conflict, InvalidParameter, NotFound, Unsupported
+from dray.base.errors import Conflict, InvalidParameter, NotFound
+from dray.engine.checkpoints import Checkpoints
 from dray.engine.events import Events
 from dray.engine.lifecycle import Lifecycle
 from dray.engine.model import Container, event_attributes
@@ -17,8 +18,9 @@ from dray.shim.model import ExitStatus
 class Control:
     """Containers as processes."""
 
-    def __init__(self, registry: Registry, lifecycle: Lifecycle, events: Events) -> None:
+    def __init__(self, registry: Registry, lifecycle: Lifecycle, events: Events, checkpoints: Checkpoints) -> None:
         self._registry = registry
+        self._checkpoints = checkpoints
         self._lifecycle = lifecycle
         self._events = events
 
@@ -26,9 +28,8 @@ class Control:
         """Start; NotModified if it runs already."""
         del detach_keys  # only a hint for clients that attach: the attach request brings its own
         if checkpoint or checkpoint_dir:
-            raise Unsupported(
-                "checkpoint: this engine does not drive CRIU, so there are no checkpoints to start from; start the container without"
-            )
+            await self._checkpoints.start(ref, checkpoint, directory=checkpoint_dir)
+            return
         container = self._registry.find(ref)
         await self._lifecycle.start(container)
 

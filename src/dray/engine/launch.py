@@ -36,6 +36,8 @@ from dray.logs import attributes
 from dray.network import containerfiles, hostfiles
 from dray.network.controller import Controller
 from dray.network.model import Attachment, Endpoint
+from dray.runtime.model import Mount
+from dray.runtime.served import FUSE_OVERLAY, mapping_words
 from dray.shim.model import LogSpec, MountSpec, TaskCreate
 from dray.shim.tasks import Task, Tasks
 from dray.store.snapshots import Snapshots
@@ -75,8 +77,10 @@ class Launcher:
         self._peers = peers
         self._remap = remap
 
-    async def launch(self, container: Container, undo: AsyncExitStack) -> tuple[Task, list[Endpoint]]:
-        """Start a container's task; return it and the endpoints it got."""
+    async def launch(
+        self, container: Container, undo: AsyncExitStack, *, checkpoint: str = ""
+    ) -> tuple[Task, list[Endpoint]]:
+        """Start a container's task, from a checkpoint's folder if one is named; return it and the endpoints it got."""
         record = container.record
         laps = Laps()
         user = self._remap.of(record, self._registry.find)
@@ -111,6 +115,8 @@ class Launcher:
             laps.lap("spec")
             failpoints.reach("start.files")
             request, descriptors = self._request(record, attachment, run_dir, user)
+            if checkpoint:
+                request = msgspec.structs.replace(request, restore=checkpoint)
             if resolver is not None:
                 await resolver  # it was being made meanwhile
             laps.lap("names")
@@ -211,7 +217,7 @@ class Launcher:
                 MountSpec(
                     type=mount.type,
                     source=mount.source,
-                    options=[*mount.options, *([] if user is None else ["idmap"])],
+                    options=[*mount.options, *_mapping(mount, user)],
                     target=mount.target,
                 )
                 for mount in self._snapshots.mounts(record.id)
@@ -313,6 +319,13 @@ class Launcher:
                 "read/write": "true" if point.rw else "false",
             }
         self._events.publish("volume", action, point.name, told)
+
+
+def _mapping(mount: Mount, user: UserNamespace | None) -> Sequence[str]:
+    """Return the options that show a root with the ids of a user namespace."""
+    if user is None:
+        return ()
+    return mapping_words(user.maps) if mount.type == FUSE_OVERLAY else ("idmap",)
 
 
 def _hosts_of_the_host() -> str:

@@ -23,6 +23,7 @@ from dray.engine.launch import Launcher
 from dray.engine.model import Container, ContainerRecord, event_attributes
 from dray.engine.peers import Peers
 from dray.engine.registry import Registry
+from dray.linux import processes
 from dray.network.controller import Controller
 from dray.shim.model import ExitStatus
 from dray.shim.tasks import Task
@@ -31,9 +32,18 @@ from dray.store.snapshots import Snapshots
 log = logging.getLogger(__name__)
 
 KILL_PATIENCE = 10.0  # seconds after SIGKILL before we say that the process cannot be killed
+SETTLE_ROUNDS = 6  # times that patience, for what follows the end of a process
 
 _ENDS_PATIENCE = 2.0  # seconds, until a daemon that stops leaves shims of dead containers to themselves
 OPENING_PATIENCE = 5.0  # seconds that a removal waits for log readers to open their files
+
+
+def _state_of(pid: int) -> str:
+    """Return the state letter of proc(5), "" for a process that is gone."""
+    try:
+        return processes.state(pid)
+    except ProcessLookupError:
+        return ""
 
 
 @contextlib.contextmanager
@@ -76,8 +86,8 @@ class Lifecycle:
 
     # -- start ---------------------------------------------------------------------------------------------
 
-    async def start(self, container: Container) -> None:
-        """Start a container; NotModified if it runs already."""
+    async def start(self, container: Container, *, checkpoint: str = "") -> None:
+        """Start a container, from a checkpoint's folder if one is named; NotModified if it runs already."""
         async with container.lock:
             state = container.state
             if state.status == "paused":
@@ -89,17 +99,17 @@ class Lifecycle:
             self._cancel_restart(container)
             container.record.restart_count = 0
             container.record.manually_stopped = False
-            await self._start_locked(container)
+            await self._start_locked(container, checkpoint=checkpoint)
         if container.record.host_config.restart_policy.name not in ("", "no"):
             await self._registry.sync()  # after a power loss its policy must find it started
 
-    async def _start_locked(self, container: Container) -> None:
+    async def _start_locked(self, container: Container, *, checkpoint: str = "") -> None:
         record, state = container.record, container.state
         container.stop_requested = False
         before = "exited" if state.status == "restarting" else state.status
         try:
             async with AsyncExitStack() as undo:
-                task, endpoints = await self._launcher.launch(container, undo)
+                task, endpoints = await self._launcher.launch(container, undo, checkpoint=checkpoint)
                 undo.push_async_callback(self._abandon, task)
                 record.endpoints = list(endpoints)
                 state.status, state.pid, record.resume = "running", task.pid, False
@@ -166,6 +176,7 @@ class Lifecycle:
             if state.health is not None:
                 state.health.status = "unhealthy"
             for run in container.execs.values():
+                run.lapsed = not run.started
                 if run.running:
                     run.running, run.exit_code = False, 137
                     run.finished.set()
@@ -254,12 +265,12 @@ class Lifecycle:
             raise Conflict(f"cannot kill container: {container.id}: container {container.id} is not running")
         await self._signal(container, number)
         if number == signal.SIGKILL:
-            await self._wait_until_settled(container, KILL_PATIENCE)
+            await self.wait_until_settled(container)
 
     async def _signal(self, container: Container, number: int) -> None:
         terminal = number in (signal.SIGKILL, self._stop_signal(container))
         if terminal:
-            self._note_stopped_by_hand(container)
+            self.note_stopped_by_hand(container)
         task = container.task
         if task is not None:
             over: tuple[type[Exception], ...] = (NotFound, ProcessLookupError)
@@ -273,7 +284,7 @@ class Lifecycle:
             "container", "kill", container.id, event_attributes(container) | {"signal": str(int(number))}
         )
 
-    def _note_stopped_by_hand(self, container: Container) -> None:
+    def note_stopped_by_hand(self, container: Container) -> None:
         """Remember it for the restart policy. A disk that is full must not keep anybody from stopping a container."""
         if self._shutting_down:  # the daemon stops it, and its policy starts it again with the daemon
             return
@@ -298,7 +309,7 @@ class Lifecycle:
                 return False
             self._cancel_restart(container)
             container.state.status = "exited"
-            self._note_stopped_by_hand(container)
+            self.note_stopped_by_hand(container)
             return True
 
     async def stop(self, container: Container, *, signal_name: str = "", timeout: int | None = None) -> None:
@@ -319,11 +330,11 @@ class Lifecycle:
             patience = container.record.config.stop_timeout
         if patience is None:
             patience = self._default_stop_timeout
-        self._note_stopped_by_hand(container)
+        self.note_stopped_by_hand(container)
         await self._signal(container, number)
         if not await self._settled_within(container, None if patience < 0 else float(patience)):
             await self._signal(container, signal.SIGKILL)
-            await self._wait_until_settled(container, KILL_PATIENCE)
+            await self.wait_until_settled(container)
         if container.state.status == "restarting":  # it ended by itself just before it could be told to
             await self._give_up_restarting(container)
 
@@ -341,12 +352,25 @@ class Lifecycle:
             return False
         return True
 
-    async def _wait_until_settled(self, container: Container, seconds: float) -> None:
-        if not await self._settled_within(container, seconds):
-            raise Internal(
-                f"container {container.id}: the process did not end within {seconds:g} s of SIGKILL; it hangs in the "
-                "kernel (look at its state in /proc)"
-            )
+    async def wait_until_settled(self, container: Container) -> None:
+        """Wait for the end of a run that was killed; Internal when its process does not end.
+
+        A process that has ended is waited for longer: on a machine that is busy, what comes behind its end (its last
+        output, exit.json on disk, its network) may be what takes so long.
+        """
+        for _ in range(SETTLE_ROUNDS):
+            if await self._settled_within(container, KILL_PATIENCE):
+                return
+            state = _state_of(container.state.pid)
+            if state not in ("", "Z"):
+                raise Internal(
+                    f"container {container.id}: process {container.state.pid} did not end within {KILL_PATIENCE:g} s of "
+                    f"SIGKILL; it hangs in the kernel, in state {state} (see /proc/{container.state.pid}/stack)"
+                )
+            log.warning("container %s was killed and is gone, but its end is not yet settled", container.name)
+        raise Internal(
+            f"container {container.id}: it was killed, but its shim does not say how it ended; kill the shim"
+        )
 
     async def restart_unhealthy(self, container: Container) -> None:
         """End a run that its health check gave up, for a container that asked for that; its end is followed by the
@@ -448,7 +472,7 @@ class Lifecycle:
         if not await self._give_up_restarting(container) and container.state.running:
             container.stop_requested = True
             await self._signal(container, signal.SIGKILL)
-            await self._wait_until_settled(container, KILL_PATIENCE)
+            await self.wait_until_settled(container)
 
     async def _remove_quietly(self, container: Container) -> None:
         with contextlib.suppress(DrayError):

@@ -6,7 +6,7 @@ keeps one out. Its network namespace belongs to the user namespace, so the zygot
 rights over them.
 
 On disk nothing is shifted: images and containers' layers keep the containers' ids, and the root is mounted with
-mapped ids (`linux.mappedroots`). Volumes, which the host may use as well, have the host's ids.
+mapped ids (`linux.mappedroots`, or by fuse-overlayfs where that is the storage driver). Volumes, which the host may use as well, have the host's ids.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class UserNamespace:
 
 
 class Remap:
-    """The daemon's setting. maps: None when containers live in the host's user namespace.
+    """The daemon's setting. maps: None when containers live in the host's user namespace; by_server: roots are shown
+    with mapped ids by fuse-overlayfs instead of the kernel.
 
     `descriptor` is a user namespace with the maps, held open from `open` to `close`: what layers are shown with to
     the daemon itself, when no container runs.
@@ -50,6 +51,7 @@ class Remap:
     def __init__(self, maps: IdMap | None = None) -> None:
         self.maps = maps
         self.descriptor = -1
+        self.by_server = False
 
     async def open(self, source: Namespaces) -> None:
         """Make the namespace; the kernel's reason, as OSError's kind, when it lets nobody have one."""

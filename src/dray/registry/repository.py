@@ -193,14 +193,21 @@ class RemoteRepository:
 
     def has_blob(self, digest: str) -> bool:
         """Tell whether the registry has a blob in this repository."""
+        return self._head_of_blob(digest) is not None
 
-        def ask(session: Session) -> bool:
+    def blob_size(self, digest: str) -> int | None:
+        """Return the size of a blob as HEAD tells it, None if it does not; NotFound if the repository has none such."""
+        response = self._head_of_blob(digest)
+        if response is None:
+            raise NotFound(f"{self.name.familiar} has no blob {digest}")
+        length = response.header("Content-Length")
+        return int(length) if length.isascii() and length.isdigit() else None
+
+    def _head_of_blob(self, digest: str) -> Response | None:
+        def ask(session: Session) -> Response | None:
             response = session.exchange("HEAD", session.url(_blob(digest)))
             response.release()
-            if response.status == 404:
-                return False
-            session.expect(response, 200)
-            return True
+            return None if response.status == 404 else session.expect(response, 200)
 
         return self._first(lambda session: session.retrying(lambda: ask(session)))
 

@@ -23,6 +23,7 @@ from dray.runtime.hooks import hooks_of, run_hooks
 from dray.runtime.model import CreateRequest, Mount
 from dray.runtime.operations import ROOT
 from dray.runtime.program import limits_of, set_limits
+from dray.runtime.served import DETACHED
 from dray.runtime.state import Container, Saved
 from dray.runtime.validate import Namespaces
 
@@ -139,6 +140,8 @@ class Creation:
         layers = self.request.rootfs
         if len(layers) == 1 and {"idmap", "ridmap"}.intersection(layers[0].options):
             own({ROOT: self._mapped_root(layers[0], spaces)})
+        elif order.user_namespace and len(layers) == 1 and layers[0].type == DETACHED:
+            own({ROOT: os.dup(int(layers[0].source))})
         return trees
 
     def _owner(self) -> tuple[int, int]:

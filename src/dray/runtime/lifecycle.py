@@ -58,6 +58,31 @@ class BuiltinRuntime:
         self._containers[request.id] = container
         return Started(container.saved.pid, console)
 
+    def checkpoint(self, id: str, images: Path, *, leave_running: bool = False) -> None:
+        """Write the processes down into an empty folder; they are killed afterwards unless `leave_running`. See
+        `checkpoint.dump` for who may not call this."""
+        from dray.runtime import checkpoint
+
+        container = self._find(id)
+        container.require_alive()
+        if container.paused:
+            raise Conflict(f"container {id} is paused: resume it first")
+        checkpoint.dump(container.saved.pid, Path(container.saved.bundle), images, leave_running=leave_running)
+
+    def restore(self, request: CreateRequest, images: Path) -> Started:
+        """See `Restoring.restore`."""
+        from dray.runtime.restoration import Restoration
+
+        state.check_id(request.id)
+        if request.id in self._containers:
+            raise Conflict(f"container with id exists: {request.id}")
+        with attachable(request.rootfs) as layers, contextlib.ExitStack() as undo:
+            request = replace(request, rootfs=layers)
+            container = Restoration(request, images, self._state_dir, undo).run()
+            undo.pop_all()
+        self._containers[request.id] = container
+        return Started(container.saved.pid)
+
     def start(self, id: str) -> None:
         """See `Runtime.start`."""
         container = self._find(id)

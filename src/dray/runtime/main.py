@@ -93,8 +93,15 @@ def parser() -> argparse.ArgumentParser:
     events = verb("events", "print a container's numbers, and when it runs out of memory")
     events.add_argument("--interval", type=_seconds, default=5.0, help="between numbers, such as 5s (default)")
     events.add_argument("--stats", action="store_true", help="print the numbers once")
-    for name, help in (("checkpoint", "refused: write a container's processes down"), ("restore", "refused")):
-        verb(name, help).add_argument("--image-path", help="directory of the checkpoint")
+    writing = verb("checkpoint", "write a container's processes down, by criu")
+    writing.add_argument("--leave-running", action="store_true", help="do not kill them afterwards")
+    restoring = verb("restore", "create a container from a checkpoint, by criu")
+    restoring.add_argument("-b", "--bundle", type=Path, default=Path(), help="directory with config.json")
+    restoring.add_argument("-d", "--detach", action="store_true", help="do not wait for the container")
+    restoring.add_argument("--pid-file", help="file for init's pid")
+    restoring.add_argument("--console-socket", help=argparse.SUPPRESS)
+    for sub in (writing, restoring):
+        sub.add_argument("--image-path", type=Path, help="directory of the checkpoint (./checkpoint)")
     listing = verb("list", "list containers", container=False)
     listing.add_argument("-f", "--format", choices=("table", "json"), default="table")
     listing.add_argument("-q", "--quiet", action="store_true", help="ids only")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct, field
 
@@ -132,3 +132,11 @@ class Runtime(Protocol):
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Remove cgroup and state of a container whose processes are gone (`force`: kill them first)."""
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """What a runtime that can bring containers back has besides `Runtime`'s verbs."""
+
+    def restore(self, request: CreateRequest, images: Path) -> Started:
+        """Instead of `create` and `start`: make the container with the processes of a checkpoint, which run."""

@@ -5,6 +5,8 @@ container), with the host's view of the layers; init, in the container's mount n
 has to end the server: it goes with the mount (see `linux.fuse`), so with the container's mount namespace, whoever was
 killed before. It is a child of the caller, which reaps it when it ends.
 
+It can show other owners than the files on disk have (`mapping_words`), on any kernel and file system.
+
 A mount that is ready to be attached has the type `detached`, its source is the descriptor's number.
 """
 
@@ -18,6 +20,7 @@ from msgspec.structs import replace
 
 from dray.base.errors import Internal, Unavailable
 from dray.linux import fuse, mounts
+from dray.linux.usernamespaces import IdMap
 from dray.runtime.model import Mount
 
 FUSE_OVERLAY = "fuse-overlayfs"
@@ -81,6 +84,12 @@ def attachable(layers: Sequence[Mount]) -> Iterator[tuple[Mount, ...]]:
             else:
                 found.append(mount)
         yield tuple(found)
+
+
+def mapping_words(maps: IdMap) -> tuple[str, str]:
+    """Return the options by which fuse-overlayfs shows the files of a container in a user namespace."""
+    uids, gids = (":".join(f"{a}:{b}:{count}" for a, b, count in ids) for ids in (maps.uids, maps.gids))
+    return f"uidmapping={uids}", f"gidmapping={gids}"
 
 
 def descriptors(layers: Sequence[Mount]) -> set[int]:

@@ -304,33 +304,35 @@ def do_events(options: argparse.Namespace) -> int:
 
 
 def do_checkpoint(options: argparse.Namespace) -> int:
-    """Refuse: see `_criu`."""
-    container = state.load(options.root, options.id)
-    container.close()
-    raise _criu("checkpoint")
+    """Write the processes of a container down."""
+    _require_criu("checkpoint")
+    images = (options.image_path or Path("checkpoint")).resolve()
+    images.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _runtime(options).checkpoint(options.id, images, leave_running=options.leave_running)
+    return 0
 
 
-def do_restore(_options: argparse.Namespace) -> int:
-    """Refuse: see `_criu`."""
-    raise _criu("restore")
+def do_restore(options: argparse.Namespace) -> int:
+    """Create a container from what `checkpoint` wrote, and in the foreground wait and delete."""
+    _require_criu("restore")
+    bundle = options.bundle.resolve()
+    runtime = _runtime(options)
+    spec = msgspec.json.decode((bundle / "config.json").read_bytes(), type=dict[str, Any])
+    request = CreateRequest(options.id, bundle, spec, stdio=Stdio(0, 1, 2))
+    started = runtime.restore(request, (options.image_path or Path("checkpoint")).resolve())
+    _hand_over(started, options)
+    if options.detach:
+        return 0
+    code = foreground.wait(started)
+    runtime.delete(options.id, force=True)
+    return code
 
 
-def _criu(verb: str) -> Unsupported:
-    """Return why a container's processes cannot be written down: in the words of criu, where there is one."""
-    said = "there is no criu in PATH"
-    with contextlib.suppress(FileNotFoundError):
-        read, write = os.pipe()
-        actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
-        try:
-            pid = os.posix_spawnp("criu", ["criu", "check"], os.environ, file_actions=actions)
-        finally:
-            os.close(write)
-            output = open(read, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
-        with output:
-            lines = output.read().split("\n")
-        code = processes.reap(pid)
-        said = "this runtime does not drive criu" if code == 0 else f"criu check says: {lines[0].strip()}"
-    return Unsupported(f"{verb} is not supported: {said}")
+def _require_criu(verb: str) -> None:
+    from dray.runtime import checkpoint
+
+    if reason := checkpoint.check({}, []):
+        raise Unsupported(f"{verb} is not supported: {reason}")
 
 
 def do_list(options: argparse.Namespace) -> int:

@@ -110,6 +110,19 @@ class Lifecycle(Protocol):
         """Set the size of a running container's terminal."""
 
 
+class Checkpoints(Protocol):
+    """Containers' processes, written down."""
+
+    async def create(self, ref: str, name: str, *, directory: str, leave_running: bool) -> None:
+        """Write a running container down; `directory` "" is the container's own."""
+
+    def list_checkpoints(self, ref: str, *, directory: str) -> list[str]:
+        """Return the names."""
+
+    async def remove(self, ref: str, name: str, *, directory: str) -> None:
+        """Remove one; NotFound."""
+
+
 class Streams(Protocol):
     """Containers' output and input. The methods end when the socket is handed over, or later; not before."""
 
@@ -357,3 +370,4 @@ class Backends(Struct, kw_only=True):
     events: Events | None = None
     authorization: Authorization | None = None
     editing: Editing | None = None
+    checkpoints: Checkpoints | None = None

@@ -1,7 +1,8 @@
 """Which handler answers a path. Names may contain slashes, so a path is matched by a few regular expressions.
 
-Patterns are those of the API's documentation: ``/containers/{id}/json``. ``{name:.*}`` also matches slashes. Within
-a first segment, exact paths win over patterns, and patterns are tried in the order of their declaration.
+Patterns are those of the API's documentation: ``/containers/{id}/json``. ``{name:.*}`` also matches slashes,
+``{id:link}`` one of them. Within a first segment, exact paths win over patterns, and patterns are tried in the order
+of their declaration.
 """
 
 from __future__ import annotations
@@ -64,11 +65,15 @@ class Table:
         return self._add("DELETE", pattern, since)
 
 
+# What a parameter takes in: a part of the path; anything; a container's name, which by a link is `parent/alias`.
+_FORMS = {"": "[^/]+", ":.*": ".+", ":link": "[^/]+(?:/[^/]+)?"}
+
+
 def _expression(pattern: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)(:\.\*)?\}", pattern)
+    parts = re.split(r"\{(\w+)(:\.\*|:link)?\}", pattern)
     text = re.escape(parts[0])
-    for name, slashes, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        text += f"(?P<{name}>{'.+' if slashes else '[^/]+'})" + re.escape(literal)
+    for name, form, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        text += f"(?P<{name}>{_FORMS[form or '']})" + re.escape(literal)
     return re.compile(text, re.DOTALL)
 
 

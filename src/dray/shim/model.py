@@ -61,6 +61,7 @@ class TaskCreate(msgspec.Struct, frozen=True):
     reservation; a network namespace).
     owner: who the container's root is on the host (uid, gid): in a user namespace another than (0, 0)
     runtime: "" for the built-in one, else the path of an OCI runtime; runtime_args its global arguments.
+    restore: a checkpoint's folder, to go on from instead of starting the program; "" for none
     """
 
     id: str
@@ -80,6 +81,7 @@ class TaskCreate(msgspec.Struct, frozen=True):
     # Forward these published ports in user space (IPv6 host address, container without IPv6):
     # (protocol, index into fds of the listening/bound socket, container address, container port).
     forwards: list[tuple[str, int, str, int]] = []
+    restore: str = ""
 
 
 class AttachRequest(msgspec.Struct, frozen=True):

@@ -37,7 +37,7 @@ from dray.base.files import write_atomic
 from dray.linux import libc, mounts
 from dray.logs import registry as log_drivers
 from dray.runtime import document
-from dray.runtime.model import CreateRequest, Mount, Runtime
+from dray.runtime.model import CreateRequest, Mount, Runtime, Started
 from dray.shim import requests
 from dray.shim.connections import Connection, Listener
 from dray.shim.execs import Execs, read_config
@@ -243,8 +243,13 @@ class Shim:
             console_size=task.console_size,
         )
         self._config = b""
+        verb: Callable[[CreateRequest], Started] = runtime.create
+        if task.restore:
+            from dray.shim import checkpoints
+
+            verb = checkpoints.restoring(runtime, task)
         init.run(
-            lambda stdio: runtime.create(msgspec.structs.replace(request, stdio=stdio)),
+            lambda stdio: verb(msgspec.structs.replace(request, stdio=stdio)),
             stdin=task.open_stdin,
             output=True,
             owner=task.owner,
@@ -289,7 +294,9 @@ class Shim:
         return self._runtime
 
     def _start(self) -> None:
-        self._running().start(self.task.id)
+        runtime = self._running()
+        if not self.task.restore:
+            runtime.start(self.task.id)
         assert self._init is not None
         self._init.started_at = time.time_ns()
         self._loop.call_later(0, self._watch_oom)

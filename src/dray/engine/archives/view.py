@@ -184,7 +184,8 @@ class _Assembly:
     def _assemble(self, stack: contextlib.ExitStack) -> None:
         # Sources are the host's paths: they are opened before anything of the container is mounted.
         trees = [(point, _clone(stack, point)) for point in self._points]
-        mount = self._mount if self._writable else rootfs.without_upper(self._mount)
+        mount = self._mount if self._remap is None else mapped.shown(self._mount, self._remap)
+        mount = mount if self._writable else rootfs.without_upper(mount)
         if self._remap is not None:
             base = mapped.alone(mount, self._remap)
             stack.callback(os.close, base)

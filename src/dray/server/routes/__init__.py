@@ -6,6 +6,7 @@ from dray.server.router import Table
 from dray.server.routes import (
     archives,
     build,
+    checkpoints,
     containers,
     distribution,
     editing,
@@ -28,6 +29,7 @@ TABLES: tuple[Table, ...] = (
     editing.routes,
     streams.routes,
     archives.routes,
+    checkpoints.routes,
     execs.routes,
     images.routes,
     transfer.routes,

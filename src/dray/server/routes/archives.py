@@ -1,4 +1,4 @@
-"""Containers' files: export, and archives in and out. Checkpoints are refused by name."""
+"""Containers' files: export, and archives in and out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from dray.api.requests import Download, PathStat
-from dray.base.errors import InvalidParameter, Unsupported
+from dray.base.errors import InvalidParameter
 from dray.server import replies
 from dray.server.backends import Archives, Backends
 from dray.server.call import Call
@@ -37,21 +37,21 @@ def _stat_header(stat: PathStat) -> dict[str, str]:
     return {"X-Docker-Container-Path-Stat": base64.b64encode(msgspec.json.encode(stat)).decode()}
 
 
-@routes.get("/containers/{id}/export")
+@routes.get("/containers/{id:link}/export")
 async def export(backends: Backends, call: Call) -> StreamResponse:
     """Send the root filesystem as a tar stream."""
     content = await _part(backends).export(call.params["id"])
     return await replies.download(call, content, "application/octet-stream")
 
 
-@routes.head("/containers/{id}/archive")
+@routes.head("/containers/{id:link}/archive")
 async def stat(backends: Backends, call: Call) -> StreamResponse:
     """Describe a path."""
     found = await _part(backends).stat(call.params["id"], _path(call))
     return Response(headers={**_stat_header(found), "Content-Length": "0"})
 
 
-@routes.get("/containers/{id}/archive")
+@routes.get("/containers/{id:link}/archive")
 async def read(backends: Backends, call: Call) -> StreamResponse:
     """Send a path as a tar stream, compressed if the client asks for it."""
     found, content = await _part(backends).read(call.params["id"], _path(call))
@@ -76,7 +76,7 @@ async def _compressed(content: Download, window: int) -> AsyncIterator[bytes]:
         await replies.close(content)
 
 
-@routes.put("/containers/{id}/archive")
+@routes.put("/containers/{id:link}/archive")
 async def write(backends: Backends, call: Call) -> StreamResponse:
     """Unpack a tar stream into a directory."""
     call.cancel_when_client_goes()
@@ -88,11 +88,3 @@ async def write(backends: Backends, call: Call) -> StreamResponse:
         copy_uid_gid=call.flag("copyUIDGID"),
     )
     return replies.empty()
-
-
-@routes.get("/containers/{id}/checkpoints")
-@routes.post("/containers/{id}/checkpoints")
-@routes.delete("/containers/{id}/checkpoints/{checkpoint}")
-async def checkpoints(backends: Backends, call: Call) -> StreamResponse:
-    """Refuse checkpoints."""
-    raise Unsupported("checkpoints are not supported: this engine does not drive CRIU")

@@ -37,6 +37,8 @@ async def create(backends: Backends, call: Call) -> StreamResponse:
     config = models.ContainerConfig(
         **{name: getattr(request, name) for name in models.ContainerConfig.__struct_fields__}
     )
+    if config == models.ContainerConfig():
+        raise InvalidParameter("config cannot be empty in order to create a container")
     host_config = request.host_config or models.HostConfig()
     networking_config = request.networking_config or models.NetworkingConfig()
     warnings = adapt.create_request(call.version, config, host_config, networking_config)
@@ -58,14 +60,14 @@ async def list_containers(backends: Backends, call: Call) -> StreamResponse:
     return replies.json(shapes.container_summaries(found, call.version))
 
 
-@routes.get("/containers/{id}/json")
+@routes.get("/containers/{id:link}/json")
 async def inspect(backends: Backends, call: Call) -> StreamResponse:
     """Inspect a container."""
     found = await _part(backends).inspect(call.params["id"], size=call.flag("size"))
     return replies.json(shapes.container(found, call.version))
 
 
-@routes.post("/containers/{id}/rename")
+@routes.post("/containers/{id:link}/rename")
 async def rename(backends: Backends, call: Call) -> StreamResponse:
     """Rename a container."""
     name = call.text("name").removeprefix("/")
@@ -75,7 +77,7 @@ async def rename(backends: Backends, call: Call) -> StreamResponse:
     return replies.empty(204)
 
 
-@routes.post("/containers/{id}/update")
+@routes.post("/containers/{id:link}/update")
 async def update(backends: Backends, call: Call) -> StreamResponse:
     """Change a container's resources and restart policy."""
     request, unknown = await call.required_json(models.ContainerUpdateRequest)
@@ -86,7 +88,7 @@ async def update(backends: Backends, call: Call) -> StreamResponse:
     return replies.json(response)
 
 
-@routes.delete("/containers/{id}")
+@routes.delete("/containers/{id:link}")
 async def remove(backends: Backends, call: Call) -> StreamResponse:
     """Remove a container."""
     options = RemoveOptions(force=call.flag("force"), volumes=call.flag("v"), link=call.flag("link"))
@@ -100,19 +102,19 @@ async def prune(backends: Backends, call: Call) -> StreamResponse:
     return replies.json(await _part(backends).prune(call.filters(filters.CONTAINERS_PRUNE)))
 
 
-@routes.get("/containers/{id}/top")
+@routes.get("/containers/{id:link}/top")
 async def top(backends: Backends, call: Call) -> StreamResponse:
     """List a container's processes."""
     return replies.json(await _part(backends).top(call.params["id"], call.text("ps_args")))
 
 
-@routes.get("/containers/{id}/changes")
+@routes.get("/containers/{id:link}/changes")
 async def changes(backends: Backends, call: Call) -> StreamResponse:
     """List what changed against the image."""
     return replies.json(await _part(backends).changes(call.params["id"]))
 
 
-@routes.get("/containers/{id}/stats")
+@routes.get("/containers/{id:link}/stats")
 async def stats(backends: Backends, call: Call) -> StreamResponse:
     """Stream resource usage, or tell it once."""
     streaming = call.flag("stream", default=True)

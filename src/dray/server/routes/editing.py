@@ -14,7 +14,7 @@ from dray.server.router import Table
 routes = Table()
 
 
-@routes.post("/containers/{id}/edit")
+@routes.post("/containers/{id:link}/edit")
 async def edit(backends: Backends, call: Call) -> StreamResponse:
     """Change environment, labels, ports, mounts and name; answers {"Warnings": [...]}."""
     request, unknown = await call.required_json(EditRequest)

@@ -27,7 +27,7 @@ def _check_console(size: list[int] | None) -> None:
         raise InvalidParameter("invalid ConsoleSize: expected height and width")
 
 
-@routes.post("/containers/{id}/exec")
+@routes.post("/containers/{id:link}/exec")
 async def create(backends: Backends, call: Call) -> StreamResponse:
     """Prepare an exec."""
     config, unknown = await call.required_json(models.ExecConfig)

@@ -33,7 +33,7 @@ def terminal_size(call: Call) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-@routes.post("/containers/{id}/start")
+@routes.post("/containers/{id:link}/start")
 async def start(backends: Backends, call: Call) -> StreamResponse:
     """Start a container. A body was a HostConfig in versions before 1.24."""
     length = call.request.content_length
@@ -50,14 +50,14 @@ async def start(backends: Backends, call: Call) -> StreamResponse:
     return replies.empty(204)
 
 
-@routes.post("/containers/{id}/stop")
+@routes.post("/containers/{id:link}/stop")
 async def stop(backends: Backends, call: Call) -> StreamResponse:
     """Stop a container."""
     await _part(backends).stop(call.params["id"], signal=_stop_signal(call), timeout=call.optional_integer("t"))
     return replies.empty(204)
 
 
-@routes.post("/containers/{id}/restart")
+@routes.post("/containers/{id:link}/restart")
 async def restart(backends: Backends, call: Call) -> StreamResponse:
     """Stop and start a container."""
     await _part(backends).restart(call.params["id"], signal=_stop_signal(call), timeout=call.optional_integer("t"))
@@ -68,28 +68,28 @@ def _stop_signal(call: Call) -> str:
     return call.text("signal") if call.version >= (1, 42) else ""
 
 
-@routes.post("/containers/{id}/kill")
+@routes.post("/containers/{id:link}/kill")
 async def kill(backends: Backends, call: Call) -> StreamResponse:
     """Send a signal."""
     await _part(backends).kill(call.params["id"], signal=call.text("signal"))
     return replies.empty(204)
 
 
-@routes.post("/containers/{id}/pause")
+@routes.post("/containers/{id:link}/pause")
 async def pause(backends: Backends, call: Call) -> StreamResponse:
     """Freeze a container."""
     await _part(backends).pause(call.params["id"])
     return replies.empty(204)
 
 
-@routes.post("/containers/{id}/unpause")
+@routes.post("/containers/{id:link}/unpause")
 async def unpause(backends: Backends, call: Call) -> StreamResponse:
     """Thaw a container."""
     await _part(backends).unpause(call.params["id"])
     return replies.empty(204)
 
 
-@routes.post("/containers/{id}/wait")
+@routes.post("/containers/{id:link}/wait")
 async def wait(backends: Backends, call: Call) -> StreamResponse:
     """Wait for an exit; from 1.30 on the head is sent once the wait is registered."""
     condition = call.text("condition") if call.version >= (1, 30) else ""
@@ -116,7 +116,7 @@ async def wait(backends: Backends, call: Call) -> StreamResponse:
         result.cancel()
 
 
-@routes.post("/containers/{id}/resize")
+@routes.post("/containers/{id:link}/resize")
 async def resize(backends: Backends, call: Call) -> StreamResponse:
     """Set the size of a container's terminal."""
     height, width = terminal_size(call)

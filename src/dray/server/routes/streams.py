@@ -50,22 +50,25 @@ def _attach_options(call: Call) -> AttachOptions:
     )
 
 
-@routes.post("/containers/{id}/attach")
+@routes.post("/containers/{id:link}/attach")
 async def attach(backends: Backends, call: Call) -> StreamResponse:
     """Connect the client to a container's streams."""
     await _part(backends).attach(call.params["id"], _attach_options(call), call.connect("attach"))
     return replies.taken()
 
 
-@routes.get("/containers/{id}/attach/ws")
+@routes.get("/containers/{id:link}/attach/ws")
 async def attach_websocket(backends: Backends, call: Call) -> StreamResponse:
     """Connect the client to a container's streams over a websocket."""
+    await need(backends.containers, "container management").inspect(
+        call.params["id"], size=False
+    )  # NotFound first
     check_websocket(call.request.headers)
     await _part(backends).attach(call.params["id"], _attach_options(call), call.connect("websocket"))
     return replies.taken()
 
 
-@routes.get("/containers/{id}/logs")
+@routes.get("/containers/{id:link}/logs")
 async def logs(backends: Backends, call: Call) -> StreamResponse:
     """Send a container's log."""
     options = LogOptions(

@@ -26,6 +26,7 @@ from dray.store.images.service import Images
 from dray.store.recipes.book import Head
 from dray.store.recipes.encoders import Encoding, version_of
 from dray.store.recipes.playing import NotRebuilt, Recorder
+from dray.store.snapshots import TarSnapshots, directory_of
 
 log = logging.getLogger("dray.store")
 
@@ -183,13 +184,16 @@ class Discarder:
             if content.leases(layer.digest) > 1:
                 self.passed_over += 1
                 return 0
-            directory = images.snapshots.upper(layer.chain_id)
+            tar = images.snapshots.tar(layer.chain_id) if isinstance(images.snapshots, TarSnapshots) else None
+            directory = directory_of(images.snapshots, layer.chain_id)
             recipes = content.recipes
             head = Head(
                 layer.digest, layer.size, layer.diff_id, layer.chain_id, recipes.relative(directory), Encoding()
             )
             if not self._proved(head):
-                Recorder(recipes, head, lambda: content.open(layer.digest), directory, self._check).record()
+                Recorder(
+                    recipes, head, lambda: content.open(layer.digest), directory, self._check, tar=tar
+                ).record()
             gone = content.discard(layer.digest)
             self.passed_over += not gone
             return int(gone)
