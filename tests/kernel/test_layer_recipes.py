@@ -208,7 +208,9 @@ def test_only_the_beginning_is_tried_first(bench: Bench, kind: str, monkeypatch:
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="no program zstd here")
-@pytest.mark.parametrize("flags", [["-3"], ["-7", "--no-check"], ["-3", f"--stream-size={len(TAR)}"]])
+@pytest.mark.parametrize(
+    "flags", [["-3"], ["-7", "--no-check"], ["-3", "--single-thread", f"--stream-size={len(TAR)}"]]
+)
 def test_zstd_of_the_program(bench: Bench, flags: list[str]) -> None:
     blob = piped("zstd", "-qc", *flags, data=TAR)
     head = bench.dropped(blob)
