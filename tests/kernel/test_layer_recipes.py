@@ -22,6 +22,7 @@ from dray.base import digest as digests
 from dray.base import failpoints
 from dray.base.errors import NotFound, Unavailable
 from dray.store.content import ContentStore
+from dray.store.erofs.driver import Erofs
 from dray.store.images import Images
 from dray.store.images import usage as image_usage
 from dray.store.metadata import Metadata
@@ -33,6 +34,9 @@ from dray.store.recipes.encoders import Encoding
 from dray.store.recipes.playing import NotRebuilt, Recorder
 from dray.store.recipes.tape import Damaged, TapeWriter, play, record
 from dray.store.transfer import load, save
+from dray.store.vfs import Vfs
+from support.engines import until
+from support.erofs import needs_erofs
 from support.layers import entry, folder, hardlink, make, symlink, unpack
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
@@ -204,7 +208,9 @@ def test_only_the_beginning_is_tried_first(bench: Bench, kind: str, monkeypatch:
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="no program zstd here")
-@pytest.mark.parametrize("flags", [["-3"], ["-7", "--no-check"], ["-3", f"--stream-size={len(TAR)}"]])
+@pytest.mark.parametrize(
+    "flags", [["-3"], ["-7", "--no-check"], ["-3", "--single-thread", f"--stream-size={len(TAR)}"]]
+)
 def test_zstd_of_the_program(bench: Bench, flags: list[str]) -> None:
     blob = piped("zstd", "-qc", *flags, data=TAR)
     head = bench.dropped(blob)
@@ -405,14 +411,30 @@ def test_what_stays_is_looked_at_once(store: Store, monkeypatch: pytest.MonkeyPa
     assert tried == [1]
 
 
+def test_what_is_being_used_goes_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pull still holds what it has just named."""
+    monkeypatch.setattr("dray.store.recipes.discarding._AGAIN", 0.01)
+    load(store.images, io.BytesIO(archive("app:1", [(TAR, TAR)])))
+    path = store.content.path(digests.of(TAR))
+    with store.images.hold(named=True) as lease:
+        lease.add(digests.of(TAR))
+        assert store.discarder.round() == 0
+        assert store.discarder.passed_over == 1
+        store.discarder.start()
+        assert path.exists()
+    until(lambda: not path.exists())
+    until(lambda: not store.discarder.passed_over)
+
+
 def test_another_image_has_the_blob_on_other_layers(store: Store) -> None:
     """Its only unpacked form goes with the first image: the blob comes back before that."""
     blob = gzip.compress(TAR)
     load(store.images, io.BytesIO(archive("first:1", [(TAR, blob)])))
     assert store.discarder.round() == 1
     load(store.images, io.BytesIO(archive("second:1", [(BASE, BASE), (TAR, blob)])))
-    store.images.delete("first:1", in_use=lambda _: [])
     digest = digests.of(blob)
+    assert store.content.discard(digest)
+    store.images.delete("first:1", in_use=lambda _: [])
     with store.content.open(digest) as file:
         assert file.read() == blob
     assert store.discarder.round() == 2
@@ -445,10 +467,12 @@ def test_nothing_is_dropped_before_its_layer_is_on_disk(store: Store, monkeypatc
     assert all(not layer.boot for layer in store.snapshots._ledger.layers.values())
 
 
-def dies(store: Store) -> None:
-    """Pass the failpoints of both ways."""
-    store.discarder.round()
-    store.images.delete("first:1", in_use=lambda _: [])
+def dies(store: Store, name: str) -> None:
+    """Pass the failpoints of one way."""
+    if name == "restore.made":
+        store.images.delete("first:1", in_use=lambda _: [])
+    else:
+        store.discarder.round()
 
 
 class Killed(BaseException):
@@ -466,9 +490,11 @@ def test_killed_between_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if name == "restore.made":
         store.discarder.round()
     load(store.images, io.BytesIO(archive("second:1", [(BASE, BASE), (TAR, blob)])))
+    if name == "restore.made":
+        assert store.content.discard(digests.of(blob))
     monkeypatch.setattr(failpoints, "reach", reach)
     with pytest.raises(Killed):
-        dies(store)
+        dies(store, name)
     monkeypatch.undo()
     store.close()
     store = Store(tmp_path)
@@ -484,3 +510,23 @@ def test_killed_between_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             store.images.delete(image, in_use=lambda _: [])
     assert list(store.content.walk()) == []
     store.close()
+
+
+@pytest.mark.parametrize("driver", ["vfs", "erofs"])
+def test_with_other_drivers(tmp_path: Path, driver: str) -> None:
+    """vfs: the layer's files lie among those of the layers below. erofs: there is its tar, or another name of it."""
+    blob = gzip.compress(TAR, 6)
+    store = Store(tmp_path)
+    store.snapshots.close()
+    if driver == "erofs":
+        needs_erofs(tmp_path)
+    snapshots = (Vfs if driver == "vfs" else Erofs)(tmp_path / driver, store.records)
+    images = Images(store.records, store.content, snapshots)
+    discarder = Discarder(images, store.records)
+    load(images, io.BytesIO(archive("app:1", [(BASE, BASE), (TAR, blob)])))
+    before = b"".join(save(images, ["app:1"]))
+    assert discarder.round() == 2
+    assert b"".join(save(images, ["app:1"])) == before
+    assert len(ContentStore(tmp_path / "content").recipes.heads()) == 2  # at the next start, too
+    snapshots.close()
+    store.records.close()

@@ -15,7 +15,10 @@ import pytest
 from dray.base import reference
 from dray.base.errors import InvalidParameter, NotFound, Unavailable
 from dray.oci import platform as platforms
-from dray.oci.image import DOCKER_LAYER_GZIP, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from dray.oci.image import DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from dray.registry.model import Repository
+from dray.registry.remote import RemoteRegistries
+from dray.registry.settings import RegistrySettings
 from dray.store.content import ContentStore
 from dray.store.images import Image, Images
 from dray.store.images.sources import Sources
@@ -25,6 +28,8 @@ from dray.store.transfer import Cancellation, Cancelled, Downloads, Puller, Push
 from dray.store.transfer import downloads as downloads_module
 from support.engines import until
 from support.fake_registry import FakeRegistry, layer, sha256
+from support.fakehttp import FakeServer, Request
+from support.registries import DrayRegistry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
 
@@ -48,7 +53,7 @@ class Engine:
         self.said: list[dict[str, Any]] = []
         self.cancel = Cancellation()
 
-    def pull(self, registry: FakeRegistry, word: str = "example.com/app:1", *, platform: str = "") -> list[Image]:
+    def pull(self, registry: Repository, word: str = "example.com/app:1", *, platform: str = "") -> list[Image]:
         wanted = platforms.parse(platform) if platform else None
         puller = Puller(
             self.images, self.downloads, registry, self.said.append, self.cancel, platform=wanted
@@ -58,7 +63,7 @@ class Engine:
         pulled = pull(puller, registry, name, all_tags=every, report=self.said.append, images=self.images)
         return [one.image for one in pulled]
 
-    def push(self, registry: FakeRegistry, word: str = "example.com/app:1", *, platform: str = "") -> None:
+    def push(self, registry: Repository, word: str = "example.com/app:1", *, platform: str = "") -> None:
         wanted = platforms.parse(platform) if platform else None
         pusher = Pusher(
             self.images, Uploads(), registry, self.said.append, self.cancel, platform=wanted
@@ -231,7 +236,6 @@ def test_no_container_image(engine: Engine, registry: FakeRegistry) -> None:
     ("extra", "reason"),
     [
         ({"layer_type": "application/vnd.example+tar"}, "unsupported layer media type application/vnd.example"),
-        ({"urls": ["https://elsewhere.example/layer"]}, "https://elsewhere.example/layer: layers from foreign"),
     ],
 )
 def test_layers_that_are_not_for_us(
@@ -241,6 +245,46 @@ def test_layers_that_are_not_for_us(
     with pytest.raises(InvalidParameter, match=reason):
         engine.pull(registry)
     assert sum(registry.served.values()) == 0
+
+
+def test_a_layer_at_a_foreign_address(engine: Engine, tmp_path: Path) -> None:
+    """Fetched from there, in parts, since the registry has it not; pushed like any other."""
+    tar = layer(1)
+    blob = gzip.compress(tar)
+    rootfs = {"type": "layers", "diff_ids": [sha256(tar)]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()
+
+    def gives(request: Request) -> tuple[int, dict[str, str], bytes]:
+        return 200, {}, blob
+
+    with DrayRegistry(tmp_path / "one") as one, DrayRegistry(tmp_path / "two") as two, FakeServer(gives) as far:
+        registries = RemoteRegistries(RegistrySettings(insecure_hosts=frozenset({far.address})))
+        near = registries.repository(reference.parse(f"{one.address}/app"), push=True)
+        upload = near.upload(sha256(config))
+        assert upload is not None
+        upload.send(config)
+        upload.commit(sha256(config))
+        described = {
+            "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "digest": sha256(blob),
+            "size": len(blob),
+            "urls": [f"{far.url}/layer"],
+        }
+        document = {
+            "schemaVersion": 2,
+            "mediaType": DOCKER_MANIFEST,
+            "config": {"mediaType": DOCKER_CONFIG, "digest": sha256(config), "size": len(config)},
+            "layers": [described],
+        }
+        near.put_manifest("1", DOCKER_MANIFEST, json.dumps(document).encode())
+        (image,) = engine.pull(near, f"{one.address}/app:1")
+        assert (engine.snapshots.upper(image.chain_ids[0]) / "name1").read_text() == "1\n"
+        engine.images.tag(image.id, f"{two.address}/app:1")
+        other = registries.repository(reference.parse(f"{two.address}/app"), push=True)
+        engine.push(other, f"{two.address}/app:1")
+        assert other.has_blob(sha256(blob))
+        near.close()
+        other.close()
 
 
 def test_schema_1(engine: Engine, registry: FakeRegistry) -> None:

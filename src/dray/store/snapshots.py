@@ -148,6 +148,20 @@ class SizedSnapshots(Protocol):
         """Let a new active snapshot hold `size` bytes; Unsupported where the file system cannot."""
 
 
+@runtime_checkable
+class TarSnapshots(Protocol):
+    """A storage driver that keeps layers as their tars."""
+
+    def tar(self, key: str) -> tuple[Path, int] | None:
+        """Return the file that holds a layer's plain tar, and where in it that begins; None if it is a directory."""
+
+
+def directory_of(snapshots: Snapshots, chain_id: str) -> Path:
+    """Return the directory that a layer is kept in: of its files, or of its tar."""
+    tar = snapshots.tar(chain_id) if isinstance(snapshots, TarSnapshots) else None
+    return tar[0].parent if tar else snapshots.upper(chain_id)
+
+
 def check_key(key: str) -> None:
     """Refuse a key that could not name a directory."""
     if not _KEY.fullmatch(key):

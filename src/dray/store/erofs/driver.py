@@ -20,11 +20,13 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dray.base.errors import Unsupported
 from dray.base.records import Records
 from dray.linux import libc
-from dray.store.erofs.indexing import IMAGE, Indexed, adopt, check_image, index_layer, mounted
+from dray.store.erofs.image import DATA_AT
+from dray.store.erofs.indexing import IMAGE, TAR, Indexed, adopt, check_image, index_layer, mounted
 from dray.store.erofs.worker import index_in_process
 from dray.store.layers.extract import Applied
 from dray.store.layers.worker import LARGE
@@ -91,6 +93,13 @@ class Erofs(Overlay):
 
     def _mountable(self, layer: LayerRecord) -> str:
         return self._layer(layer).removesuffix("/.")
+
+    def tar(self, key: str) -> tuple[Path, int] | None:
+        """See `snapshots.TarSnapshots`."""
+        folder = self._root / self._ledger.layer(key).folder
+        if not (folder / IMAGE).exists():
+            return None
+        return (folder / TAR, 0) if (folder / TAR).exists() else (folder / IMAGE, DATA_AT)
 
     def _link(self, name: str) -> None:
         """Mounts have short names already."""

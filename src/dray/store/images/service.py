@@ -29,7 +29,7 @@ from dray.store.images.names import Names, no_such_image
 from dray.store.images.reading import Found, Reading, is_attestation
 from dray.store.images.sources import Sources
 from dray.store.recipes.book import Head
-from dray.store.snapshots import Progress, Snapshots
+from dray.store.snapshots import Progress, Snapshots, directory_of
 
 # Told (action, image id or name, attributes) after the fact; actions are the Engine API's.
 Listener = Callable[[str, str, Mapping[str, str]], None]
@@ -404,7 +404,7 @@ class Images:
             for head in recipes.heads()
             if head.chain_id not in wanted
             and self.snapshots.exists(head.chain_id)
-            and head.directory == recipes.relative(self.snapshots.upper(head.chain_id))
+            and head.directory == recipes.relative(directory_of(self.snapshots, head.chain_id))
         ]
 
     def _chain_of(self, chain_id: str) -> Iterator[str]:

@@ -26,12 +26,16 @@ from dray.store.images.service import Images
 from dray.store.recipes.book import Head
 from dray.store.recipes.encoders import Encoding, version_of
 from dray.store.recipes.playing import NotRebuilt, Recorder
+from dray.store.snapshots import TarSnapshots, directory_of
 
 log = logging.getLogger("dray.store")
 
 KIND = "blob.kept"
 SMALLEST = 16 << 10  # bytes of a blob that is worth the while
 _NICE = 19
+_AGAIN = (
+    2.0  # seconds until a blob that somebody used is looked at again: whoever pulled it has just named its image
+)
 
 
 class Kept(Struct, frozen=True):
@@ -73,6 +77,7 @@ class Discarder:
         self._wanted = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self.passed_over = 0  # blobs that the last round left because they were used
 
     def start(self) -> None:
         """Begin with what is there already."""
@@ -94,7 +99,8 @@ class Discarder:
     def _run(self) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        while self._wanted.wait() and not self._closed.is_set():
+        while not self._closed.is_set():
+            self._wanted.wait(_AGAIN if self.passed_over else None)
             self._wanted.clear()
             try:
                 self.round()
@@ -126,7 +132,7 @@ class Discarder:
         cast("_Settling", self._images.snapshots).settle()
         encoders = ", ".join(f"{name} {version_of(name)}" for name in ("zlib", "gzip", "zstd"))
         kept = self._kept({layer.digest for layer in layers})
-        count = 0
+        count = self.passed_over = 0
         for layer in layers:
             self._check()
             verdict = kept.get(layer.digest)
@@ -173,16 +179,24 @@ class Discarder:
         with images.hold(named=True) as lease:
             images.keep_layers(lease, [layer.chain_id])
             lease.add(layer.digest)
-            if not images.snapshots.exists(layer.chain_id) or content.leases(layer.digest) > 1:
+            if not images.snapshots.exists(layer.chain_id):
                 return 0
-            directory = images.snapshots.upper(layer.chain_id)
+            if content.leases(layer.digest) > 1:
+                self.passed_over += 1
+                return 0
+            tar = images.snapshots.tar(layer.chain_id) if isinstance(images.snapshots, TarSnapshots) else None
+            directory = directory_of(images.snapshots, layer.chain_id)
             recipes = content.recipes
             head = Head(
                 layer.digest, layer.size, layer.diff_id, layer.chain_id, recipes.relative(directory), Encoding()
             )
             if not self._proved(head):
-                Recorder(recipes, head, lambda: content.open(layer.digest), directory, self._check).record()
-            return int(content.discard(layer.digest))
+                Recorder(
+                    recipes, head, lambda: content.open(layer.digest), directory, self._check, tar=tar
+                ).record()
+            gone = content.discard(layer.digest)
+            self.passed_over += not gone
+            return int(gone)
 
     def _proved(self, wanted: Head) -> bool:
         """Tell whether there is a recipe from before that is still right: the blob has come back, or the daemon was

@@ -34,6 +34,7 @@ _HEADER_LIMIT = 64 << 10
 _CHUNK = 1 << 20
 _SLICE = 128 << 10
 _UNIX = 3
+_SINGLE = "--single-thread"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -125,8 +126,7 @@ def _zstd(head: bytes, size: int) -> Iterator[Encoding]:
     if flags >> 6 or flags & 32:
         options.append(f"--stream-size={size}")
     for level in (3, *range(1, 3), *range(4, 20)):
-        for threads in ("-T1", "--single-thread"):
-            yield Encoding("zstd", level, options=[*options, threads], version=version)
+        yield Encoding("zstd", level, options=[*options, "-T1"], version=version)
 
 
 def probe(encoding: Encoding, plain: bytes, stream: bytes, *, whole: bool) -> int:
@@ -186,6 +186,8 @@ def guess(head: bytes, plain: bytes, size: int) -> list[Encoding]:
         score = probe(encoding, plain, head, whole=len(plain) == size)
         if score >= 0:
             found.append((score, encoding))
+            if encoding.name == "zstd":  # levels differ early; how many threads there were shows late
+                return [encoding, msgspec.structs.replace(encoding, options=[*encoding.options[:-1], _SINGLE])]
     found.sort(key=lambda item: -item[0])
     return [encoding for _, encoding in found]
 

@@ -13,7 +13,7 @@ from dray.base import digest as digests
 from dray.base.errors import DrayError, Unavailable
 from dray.store.layers.stream import Budget, Decompressed, detect
 from dray.store.recipes.encoders import PROBE, Encoding, encode, guess, version_of
-from dray.store.recipes.tape import Damaged, TapeWriter, play, record
+from dray.store.recipes.tape import Damaged, TapeWriter, play, record, record_tar
 
 if TYPE_CHECKING:
     from dray.store.recipes.book import Book, Head, Tell
@@ -59,7 +59,8 @@ def stream(file: BinaryIO, head: Head, directory: Path, tell: Tell | None = None
 
 
 class Recorder:
-    """Writes one recipe: of the blob that `blob` opens, whose plain tar is unpacked in `directory`.
+    """Writes one recipe: of the blob that `blob` opens, whose plain tar is unpacked in `directory`, or lies there as
+    it is: in the file `tar`, from an offset on.
 
     `stopped` is asked now and then; it raises to end the work.
     """
@@ -71,18 +72,24 @@ class Recorder:
         blob: Callable[[], BinaryIO],
         directory: str | os.PathLike[str],
         stopped: Callable[[], None],
+        *,
+        tar: tuple[Path, int] | None = None,
     ) -> None:
         self._book = book
         self._head = head
         self._blob = blob
         self._directory = Path(directory)
         self._stopped = stopped
+        self._tar = tar
 
     def record(self) -> Head:
         """Write the recipe, prove it, enter it in the book; NotRebuilt if that cannot be done."""
         reasons = []
         with self._book.draft() as tape:
-            record(self._plain(), self._directory, TapeWriter(tape))
+            if self._tar is None:
+                record(self._plain(), self._directory, TapeWriter(tape))
+            else:
+                record_tar(self._plain(), *self._tar, TapeWriter(tape))
             if tape.tell() > self._head.size * _MOST:
                 raise NotRebuilt("the files that it was unpacked to have too little of it")
             for encoding in self._guesses()[:TRIALS]:

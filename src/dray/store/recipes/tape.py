@@ -22,6 +22,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import zstandard
@@ -35,6 +36,7 @@ _HELD = struct.Struct("<BI")
 _STRETCH = struct.Struct("<BHQQI")
 _END, _BYTES, _FILE = 0, 1, 2
 _CHUNK = 1 << 20
+_STEP = 4096
 _SMALL = 128  # bytes of content that are held rather than looked up in a file
 _REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -129,6 +131,25 @@ def record(chunks: Iterator[bytes], directory: str | os.PathLike[str], tape: Tap
         source.drain()
     finally:
         tree.close()
+    tape.close()
+
+
+def record_tar(chunks: Iterator[bytes], file: Path, at: int, tape: TapeWriter) -> None:
+    """Write the tape of a plain tar that lies in `file` from the offset `at` on, to be played from its directory."""
+    fd = os.open(file, _READ)
+    try:
+        for data in chunks:
+            kept, view = os.pread(fd, len(data), at), memoryview(data)
+            step = len(data) if kept == data else _STEP  # what follows the archive's end is not kept, say
+            for start in range(0, len(data), step):
+                part = view[start : start + step]
+                if kept[start : start + step] == part:
+                    tape.stretch(os.fsencode(file.name), at + start, part)
+                else:
+                    tape.hold(part)
+            at += len(data)
+    finally:
+        os.close(fd)
     tape.close()
 
 
