@@ -15,6 +15,7 @@
 # make bench-net    streams, requests, thousands of ports, names
 # make names        200 containers started at once, every name asked from every one
 # make soak-gc      random work on the image store, with kills of the daemon, for MINUTES=30
+# make pull-kills  a pull that daemon, registry and network break off ten times: what is downloaded twice?
 # make compatibility  docs/compatibility.md from tests/parity/differences.toml
 # make clean        remove .venv and the tools' caches
 
@@ -35,7 +36,7 @@ DEBIAN_PACKAGES := docker.io runc crun nftables iptables iproute2 busybox-static
   docker-registry skopeo podman containerd criu btrfs-progs fuse-overlayfs erofs-utils e2fsprogs dnsperf \
   openssl qemu-system-x86 curl wrk iperf3
 
-.PHONY: venv check deps names test test-parts test-whole test-vm run bench bench-quick bench-containers bench-images bench-net soak soak-gc density fuzz protections compatibility clean
+.PHONY: venv check deps names test test-parts test-whole test-vm run bench bench-quick bench-containers bench-images bench-net bench-registry soak soak-gc pull-kills density fuzz protections compatibility clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.dev
@@ -102,7 +103,9 @@ fuzz: venv
 protections: venv deps
 	$(BIN)/python tools/remove_protection.py
 
-bench-containers bench-images bench-net: bench-%: venv deps
+bench-images: | bench-registry
+
+bench-containers bench-images bench-net bench-registry: bench-%: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m side_by_side --group $* $(BENCH_FLAGS)
 
 names: venv deps
@@ -110,6 +113,9 @@ names: venv deps
 
 soak-gc: venv deps
 	PYTHONPATH=src:tests:bench $(BIN)/python -m gc_soak --minutes $(MINUTES) $(SOAK_FLAGS)
+
+pull-kills: venv deps
+	PYTHONPATH=src:tests:bench $(BIN)/python -m pull_kills $(BENCH_FLAGS)
 
 compatibility: venv
 	$(BIN)/python tools/compatibility.py

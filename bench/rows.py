@@ -6,6 +6,7 @@ size read from the kernel. `Row.measure` is called in turn for one engine and th
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ class Row:
     quick: int = 3
     more_is_better: bool = False
     warm: bool = True  # a first measurement that is not counted
+    patience: float = math.inf  # seconds of one row after which no further round begins
     only: tuple[str, ...] = ()  # names of the subjects it can be measured on; empty: all
 
     def metrics(self) -> list[tuple[str, str, str]]:

@@ -2,8 +2,8 @@
 
     python -m side_by_side [--group NAME] [--quick] [--only TEXT] [--engines drayd,dockerd] [--output FILE]
 
-Four groups of tables: `engines` (what a user waits for all day), `containers` (looking inside, density, health
-checks), `net` (networks), `images` (registries). All subjects run throughout, in a private network, mount and cgroup world; each
+Five groups of tables: `engines` (what a user waits for all day), `containers` (looking inside, density, health
+checks), `net` (networks), `images` (pulls and pushes), `registry` (ours beside Debian's). All subjects run throughout, in a private network, mount and cgroup world; each
 measurement is taken from one and then from the other, so that whatever else the machine does meets both. Medians are
 printed as a table with the target of each row, and everything measured is written to a JSON file with a description
 of the machine. Nothing is asserted about time.
@@ -78,6 +78,7 @@ GROUPS: dict[str, tuple[Group, str]] = {
     "containers": (containers.tables, "drayd,dockerd"),
     "net": (traffic.tables, "drayd,dockerd,podman"),
     "images": (transfers.tables, "drayd,dockerd,podman,limit"),
+    "registry": (transfers.registry_tables, "drayd,docker-registry"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,10 @@ def measure(row: Row, subjects: Sequence[Any], repeats: int) -> dict[str, list[l
         if row.warm:
             for subject in chosen:  # the first of each is for the caches, and not counted
                 row.figures(subject)
-        for _ in range(repeats):
+        began = time.monotonic()
+        for number in range(repeats):
+            if number and time.monotonic() - began > row.patience:
+                break
             for subject in chosen:
                 taken[subject.name].append(row.figures(subject))
     finally:

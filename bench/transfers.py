@@ -1,4 +1,4 @@
-"""The image tables: pull, push, a cold run, what limits them, and the registry beside Debian's.
+"""The image tables: pull, push, a cold run, what limits them; and the registry beside Debian's.
 
 `stack` is 1 GB of Debian packages in 12 layers, `steps` has 60 small layers. Both lie in Debian's docker-registry on
 loopback; pushes go to a registry that is made empty for each of them.
@@ -30,7 +30,7 @@ from support.registries import DebianRegistry, DrayRegistry
 from support.world import World
 
 REGISTRIES: dict[str, type[DebianRegistry]] = {"drayd": DrayRegistry, "docker-registry": DebianRegistry}
-FEW = {"repeats": 3, "quick": 1}
+FEW = {"repeats": 3, "quick": 1, "patience": 20.0}
 
 
 @dataclass
@@ -147,8 +147,8 @@ def image_rows(address: str) -> list[Row]:
         plain("limit: tar x", 'mkdir "$2.d"; tar -x -C "$2.d" -f "$2.tar"'),
         ColdRun("cold run --rm stack true", image=stack, only=senders[:2], **FEW),  # type: ignore[arg-type]
         ColdRun("cold run --rm steps true", image=steps, only=senders[:2], **FEW),  # type: ignore[arg-type]
-        Push("push to docker-registry, 1 GB", image=stack, only=senders, repeats=2, quick=1),
-        Push("push to dray registry, 1 GB", image=stack, registry=DrayRegistry, only=senders, repeats=2, quick=1),
+        Push("push to docker-registry, 1 GB", image=stack, only=senders, **FEW),  # type: ignore[arg-type]
+        Push("push to dray registry, 1 GB", image=stack, registry=DrayRegistry, only=senders, **FEW),  # type: ignore[arg-type]
         Push("push to docker-registry, 60 layers", image=steps, only=senders, **FEW),  # type: ignore[arg-type]
     ]
 
@@ -319,7 +319,7 @@ def registry_rows(path: Path, digest: str) -> list[Row]:
 
 
 def tables(stack: contextlib.ExitStack, world: World, names: list[str]) -> Iterator[Table]:
-    """Both tables; everything is taken down when `stack` ends."""
+    """Engines and plain tools; everything is taken down when `stack` ends."""
     archives = {"stack": cache.stack_layout(), "steps": cache.steps_layout()}
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
     world.enter()
@@ -334,8 +334,14 @@ def tables(stack: contextlib.ExitStack, world: World, names: list[str]) -> Itera
             peers.append(PEERS[name]())
             first.callback(peers[-1].close)
         yield Table("Images, from and to a registry on loopback", peers, image_rows(registry.address))
-    with contextlib.ExitStack() as second:
-        shelves = [Shelf(name) for name in REGISTRIES]
-        for shelf in shelves:
-            second.callback(shelf.close)
-        yield Table("`dray registry serve` beside docker-registry", shelves, registry_rows(*blob(folder)))
+
+
+def registry_tables(stack: contextlib.ExitStack, world: World, names: list[str]) -> Iterator[Table]:
+    """The registries side by side."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
+    world.enter()
+    stack.callback(world.leave)
+    shelves = [Shelf(name) for name in names]
+    for shelf in shelves:
+        stack.callback(shelf.close)
+    yield Table("`dray registry serve` beside docker-registry", shelves, registry_rows(*blob(folder)))

@@ -28,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Ended from outside, the session still takes its engines down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The machine's firewalld is not to be told of bridges in private namespaces.
+    os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = "unix:path=/nonexistent"
     config.addinivalue_line("markers", "drayd_only(reason): dockerd is known to do otherwise, or cannot")
 
 

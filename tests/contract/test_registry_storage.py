@@ -86,8 +86,8 @@ def test_objects(storage: Storage) -> None:
     assert storage.stat("a/b") is None
     assert storage.open("a/b") is None
     assert not storage.delete("a/b")
-    storage.put("a/b", b"one")
-    storage.put("a/b", b"another")
+    storage.put({"a/b": b"one"})
+    storage.put({"a/b": b"another"})
     assert storage.get("a/b") == b"another"
     stat = storage.stat("a/b")
     assert stat is not None
@@ -100,7 +100,7 @@ def test_objects(storage: Storage) -> None:
 
 
 def test_an_empty_object(storage: Storage) -> None:
-    storage.put("a/empty", b"")
+    storage.put({"a/empty": b""})
     assert storage.get("a/empty") == b""
     assert read(storage, "a/empty", 0, 0) == b""
 
@@ -108,7 +108,7 @@ def test_an_empty_object(storage: Storage) -> None:
 def test_lists(storage: Storage) -> None:
     assert list(storage.list("none")) == []
     for key in ("f/a", "f/b.12345678.tmp", "f/g/c", "f/g/d", "fa/x"):
-        storage.put(key, b"")
+        storage.put({key: b""})
     assert sorted((entry.name, entry.folder) for entry in storage.list("f")) == [
         ("a", False), ("b.12345678.tmp", False), ("g", True),
     ]  # fmt: skip
@@ -118,10 +118,10 @@ def test_lists(storage: Storage) -> None:
 
 
 def test_folders_that_are_empty_are_gone(storage: Storage) -> None:
-    storage.put("f/g/a", b"")
+    storage.put({"f/g/a": b""})
     storage.delete("f/g/a")
     assert list(storage.list("f")) == []
-    storage.put("f/g/b", b"")
+    storage.put({"f/g/b": b""})
     assert [entry.name for entry in storage.list("f/g")] == ["b"]
 
 
@@ -154,7 +154,7 @@ def test_uploads(reopen: Open, sizes: list[int]) -> None:
 
 
 def test_a_commit_leaves_an_object_of_that_key(storage: Storage) -> None:
-    storage.put("blobs/x", b"before")
+    storage.put({"blobs/x": b"before"})
     upload = storage.upload("uploads/u")
     upload.write(b"after")
     upload.commit("blobs/x")

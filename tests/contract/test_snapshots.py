@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound, Unavailable
+from dray.base.errors import Conflict, Internal, InvalidParameter, NotFound, Unavailable, Unsupported
 from dray.engine import rootfs
 from dray.linux import btrfs
 from dray.runtime.model import Mount
@@ -20,6 +20,7 @@ from dray.runtime.operations import MountRoot
 from dray.runtime.served import attachable, serve
 from dray.runtime.stage import Stage
 from dray.store.btrfs import Btrfs
+from dray.store.erofs.driver import Erofs, probe
 from dray.store.fuseoverlay import FuseOverlay
 from dray.store.layers.diff import write_layer
 from dray.store.metadata import Metadata
@@ -31,8 +32,8 @@ from support.layers import describe, entry, folder, hardlink, make, source, syml
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
-Driver = Overlay | Vfs | Btrfs | FuseOverlay
-DRIVERS: dict[str, type[Driver]] = {kind.name: kind for kind in (Overlay, Vfs, Btrfs, FuseOverlay)}
+Driver = Overlay | Vfs | Btrfs | FuseOverlay | Erofs
+DRIVERS: dict[str, type[Driver]] = {kind.name: kind for kind in (Overlay, Vfs, Btrfs, FuseOverlay, Erofs)}
 Opener = Callable[[], Driver]
 
 
@@ -46,7 +47,7 @@ def btrfs_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(params=["overlay2", "vfs", "btrfs", "fuse-overlayfs"])
+@pytest.fixture(params=["overlay2", "vfs", "btrfs", "fuse-overlayfs", "erofs"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Open the driver, or open it again as after a kill."""
     opened: list[tuple[Driver, Metadata]] = []
@@ -59,6 +60,12 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
         root.symlink_to(below)
     if request.param == "fuse-overlayfs" and not (shutil.which("fuse-overlayfs") and os.path.exists("/dev/fuse")):
         pytest.skip("fuse-overlayfs: the program or /dev/fuse is missing")
+
+    if request.param == "erofs":
+        try:
+            probe(root.parent)
+        except Unsupported as error:
+            pytest.skip(str(error))
 
     def close() -> None:
         for driver, records in opened:
@@ -140,6 +147,17 @@ def test_unlisted_directories_keep_their_attributes(driver: Driver, tmp_path: Pa
         status = (root / "etc").stat()
         assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o750, 1, 2)
         assert (root.stat().st_mode & 0o7777, root.stat().st_uid) == (0o751, 3)
+
+
+def test_unlisted_directories_keep_their_xattrs(driver: Driver, tmp_path: Path) -> None:
+    base = make(folder("etc", 0o700, pax={"SCHILY.xattr.user.note": "kept"}), entry("etc/a", b"a"))
+    layers = stack(tmp_path, base, make(entry("etc/n", b"1")))
+    driver.unpack(layers)
+    driver.prepare("c1", layers[-1].chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        assert os.getxattr(root / "etc", "user.note") == b"kept"
+        assert (root / "etc").stat().st_mode & 0o7777 == 0o700
+        assert sorted(os.listdir(root / "etc")) == ["a", "n"]
 
 
 def test_a_replaced_directory_does_not_inherit(driver: Driver, tmp_path: Path) -> None:
@@ -601,3 +619,44 @@ def test_the_server_ends_with_its_mount(reopen: Opener, tmp_path: Path) -> None:
     bad = Mount("fuse-overlayfs", "fuse-overlayfs", (f"lowerdir={tmp_path}/not/there",))
     with pytest.raises(Internal, match="fuse-overlayfs: "):
         serve(bad)
+
+
+@pytest.mark.parametrize("reopen", ["erofs"], indirect=True)
+def test_a_layer_is_mounted_once_and_held_by_a_descriptor(reopen: Opener, tmp_path: Path) -> None:
+    """All that stand on it share its memory; the host sees no mount; a removed layer is let go."""
+    driver = reopen()
+    (layer,) = stack(tmp_path, BASE)
+    before = Path("/proc/self/mountinfo").read_text()
+    driver.unpack([layer])
+    for key in ("c1", "c2"):
+        driver.prepare(key, layer.chain_id)
+    lower = {
+        word for key in ("c1", "c2") for word in driver.mounts(key)[0].options if word.startswith("lowerdir=")
+    }
+    assert len(lower) == 1
+    assert Path("/proc/self/mountinfo").read_text() == before
+    held = Path(lower.pop().partition("=")[2])
+    assert sorted(os.listdir(f"{held}/.")) == ["etc", "lib", "usr", "var"]
+    for key in ("c1", "c2", layer.chain_id):
+        driver.remove(key)
+    assert not os.path.lexists(held)
+
+
+@pytest.mark.parametrize("reopen", ["erofs"], indirect=True)
+def test_a_layer_of_a_commit_lies_between_images(reopen: Opener, tmp_path: Path) -> None:
+    driver = reopen()
+    (layer,) = stack(tmp_path, BASE)
+    driver.unpack([layer])
+    driver.prepare("c1", layer.chain_id)
+    with mounted(driver.mounts("c1"), tmp_path / "m") as root:
+        (root / "etc/a").unlink()
+    middle = "sha256:" + "d" * 64
+    driver.commit("c1", middle, "sha256:" + "c" * 64)
+    top = source(make(entry("etc/z", b"z"), hardlink("b2", "etc/b")), tmp_path, chain_id="sha256:" + "e" * 64,
+                 parent=middle)  # fmt: skip
+    driver.unpack([top])
+    driver.prepare("c2", top.chain_id)
+    found = contents(driver, "c2", tmp_path)
+    assert (found["etc/b"], found["b2"], found["etc/z"]) == (b"b", b"b", b"z")
+    assert "etc/a" not in found
+    assert [change.path for change in driver.changes(top.chain_id)] == ["/b2", "/etc", "/etc/b", "/etc/z"]

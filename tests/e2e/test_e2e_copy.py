@@ -426,3 +426,18 @@ def test_nothing_of_the_container_is_loaded(engine: Engine) -> None:
     assert {"lib/libc.so.6", "lib"} <= set(fetch(engine, "/lib"))
     fresh = set(Path(f"/proc/{engine.pid}/maps").read_text().split()) - set(maps.split())
     assert not [word for word in fresh if "libnss" in word or str(engine.base) in word]
+
+
+def test_the_working_directory_is_there_before_the_start(engine: Engine, tmp_path: Path) -> None:
+    engine.ok("create", "--name", "box", "-w", "/srv/app/data", "busybox", "ls", "/srv/app/data")
+    engine.ok("cp", "box:/srv/app/data", str(tmp_path))
+    assert list((tmp_path / "data").iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    engine.ok("cp", str(tmp_path / "file"), "box:/srv/app/data")
+    assert engine.ok("start", "-a", "box") == "file"
+    # One that leads out of the root by a link stays inside it.
+    engine.ok("run", "--name", "maker", "busybox", "ln", "-s", "/../../../../srv", "/out")
+    engine.ok("commit", "maker", "linked")
+    engine.ok("create", "--name", "inside", "-w", "/out/made-by-dray", "linked", "ls", "/srv")
+    assert not Path("/srv/made-by-dray").exists()
+    assert engine.ok("start", "-a", "inside") == "made-by-dray"

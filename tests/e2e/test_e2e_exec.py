@@ -162,3 +162,24 @@ def test_ends_with_its_container(engine: Engine, box: str) -> None:
 def test_statuses_are_never_lost(engine: Engine, box: str) -> None:
     for number in range(40):
         assert engine.docker("exec", box, "sh", "-c", f"echo x; exit {number + 1}").returncode == number + 1
+
+
+def test_an_exec_that_never_started_lapses_with_the_run(engine: Engine) -> None:
+    engine.ok("run", "-d", "--name", "box", "busybox", "sleep", "600")
+    _, _, body = engine.api("POST", "/containers/box/exec", {"Cmd": ["true"]})
+    made = json.loads(body)["Id"]
+    engine.ok("restart", "-t", "0", "box")
+    for status, _, body in (
+        engine.api("POST", f"/exec/{made}/start", {"Detach": True}),
+        engine.api("GET", f"/exec/{made}/json"),
+    ):
+        assert (status, json.loads(body)["message"]) == (404, f"No such exec instance: {made}")
+
+
+def test_only_a_terminal_has_a_kind(engine: Engine) -> None:
+    engine.ok("run", "-dt", "--name", "box", "busybox", "sleep", "600")
+    engine.ok("run", "-d", "--name", "own", "-e", "TERM=vt100", "busybox", "sleep", "600")
+    kind = ("sh", "-c", "echo [$TERM]")
+    assert engine.ok("exec", "box", *kind) == "[]"
+    assert engine.ok("exec", "-t", "box", *kind).strip() == "[xterm]"
+    assert engine.ok("exec", "own", *kind) == "[vt100]"

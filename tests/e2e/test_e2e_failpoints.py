@@ -127,7 +127,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def test_every_verb_has_a_scenario() -> None:
-    elsewhere = {"edit"}  # test_e2e_edit.py
+    elsewhere = {"edit", "discard", "restore"}  # test_e2e_edit.py, test_e2e_discarded_layers.py
     assert {name.partition(".")[0] for name in failpoints.names()} == set(SCENARIOS) | elsewhere
 
 
@@ -150,6 +150,14 @@ def names_agree(engine: Engine) -> None:
             assert f"Address: {address}\n" in told.stdout, told
         else:
             assert told.returncode != 0, told
+
+
+def hosts_agree(engine: Engine) -> None:
+    """The container's /etc/hosts names itself by the addresses of its record, in whatever order."""
+    shown = engine.inspect("box")
+    addresses = [one["IPAddress"] for one in shown["NetworkSettings"]["Networks"].values()]
+    lines = [line.split() for line in engine.ok("exec", "box", "cat", "/etc/hosts").splitlines()]
+    assert sorted(words[0] for words in lines if shown["Config"]["Hostname"] in words[1:]) == sorted(addresses)
 
 
 def newcomer_gets_a_free_address(engine: Engine) -> None:
@@ -192,9 +200,12 @@ def test_killed_at_every_step(tidy: Engine, verb: str) -> None:
         dies(engine, scenario.act)
         restart(engine, "" if scenario.at_boot else following)
         agree(engine, after=name)
-        with_peers = "peer-alpha" in engine.ok("ps", "--format", "{{.Names}}")
+        here = engine.ok("ps", "--format", "{{.Names}}").split()
+        with_peers = "peer-alpha" in here
         if with_peers:
             names_agree(engine)
+        if "box" in here:
+            hosts_agree(engine)
         scenario.again(engine)
         agree(engine, after=f"{name}, and once more")
         if scenario.at_boot:

@@ -249,6 +249,10 @@ def test_ps_and_its_filters(engine: Engine) -> None:
     assert names("since=runs") == {"ended", "made"}
     assert names("before=made") == {"runs", "ended"}
     assert names("network=bridge") == {"runs", "ended", "made"}
+    assert names("network=" + engine.inspect("bridge", kind="network")["Id"][:8]) >= {"runs"}
+    # Without -a only "status" brings those that do not run (as dockerd).
+    for flag, shown in {"since=made": "", "before=made": "runs", "exited=5": "", "status=exited": "ended"}.items():
+        assert engine.ok("ps", "-f", flag, "--format", "{{.Names}}") == shown, flag
     assert engine.ok("ps", "-l", "--format", "{{.Names}}") == "made"
     assert engine.ok("ps", "-n", "2", "--format", "{{.Names}}").split() == ["made", "ended"]
     assert "nosuch" in engine.fails("ps", "-f", "nosuch=1")
@@ -387,3 +391,16 @@ def test_the_container_whose_network_is_joined_may_come_later(engine: Engine) ->
     engine.ok("run", "-d", "--name", "host", "busybox", "sleep", "600")
     engine.ok("start", "guest")
     assert engine.ok("wait", "guest") == "0"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "config cannot be empty in order to create a container"),
+        ({"HostConfig": {"Privileged": True}}, "config cannot be empty in order to create a container"),
+        ({"Hostname": "x"}, "no command specified"),
+    ],
+)
+def test_a_creation_says_what_it_is_of(engine: Engine, body: dict[str, Any], said: str) -> None:
+    status, _, answer = engine.api("POST", "/containers/create", body)
+    assert (status, json.loads(answer)["message"]) == (400, said)

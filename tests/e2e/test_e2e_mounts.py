@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.engines import Engine, until
+from support.engines import Engine, dray, until
 
 RENAME_EXCHANGE = 2
 
@@ -256,3 +258,52 @@ def test_kinds_of_other_platforms_are_refused(engine: Engine, kind: str) -> None
     status, _, answer = engine.api("POST", "/containers/create", body)
     assert status >= 400
     assert kind.encode() in answer
+
+
+# -- binds
+
+
+@pytest.fixture
+def tree(engine: Engine, tmp_path: Path) -> Iterator[Path]:
+    """A folder of the host's, with a mount in it that has a file."""
+    path = tmp_path
+    (path / "sub").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "sub", path / "sub"], check=True)
+    (path / "sub/file").write_text("beneath\n")
+    yield path
+    engine.remove_everything()
+    subprocess.run(["umount", "-l", path / "sub"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "beneath", "writable"),
+    [
+        ("", True, True),
+        (",bind-recursive=disabled", False, True),
+        (",readonly", True, False),
+        (",readonly,bind-recursive=writable", True, True),
+        (",readonly,bind-recursive=readonly,bind-propagation=rprivate", True, False),
+    ],
+)
+def test_what_is_mounted_in_a_bind(
+    engine: Engine, tree: Path, options: str, beneath: bool, writable: bool
+) -> None:
+    script = "cat /m/sub/file; touch /m/sub/new && echo written"
+    out = engine.docker(
+        *("run", "--rm", "--mount", f"type=bind,src={tree},dst=/m{options}", "busybox", "sh", "-c", script)
+    ).stdout
+    assert ("beneath" in out, "written" in out) == (beneath, writable)
+    assert (tree / "sub/new").exists() == (beneath and writable)
+
+
+def test_a_source_that_is_made_on_demand(engine: Engine) -> None:
+    path = engine.base / "made" / "here"
+    asked = f"type=bind,src={path},dst=/m"
+    assert "bind source path does not exist" in engine.fails(
+        "run", "--rm", "--mount", asked, "busybox", "true", status=125
+    )
+    dray(engine, "run", "--rm", "--mount", f"{asked},bind-create-src", "busybox", "touch", "/m/file")
+    assert (path / "file").exists()
+    assert "cannot mix 'bind-*' options" in dray(
+        engine, "create", "--mount", "type=volume,dst=/m,bind-create-src", "busybox", status=125
+    )

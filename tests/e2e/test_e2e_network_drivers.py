@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
 import subprocess
 
 import pytest
 
-from support.engines import Drayd, Engine, EngineFailed
-from support.world import HOST_ADDRESS
+from support.engines import Drayd, Engine, EngineFailed, until
+from support.world import HOST_ADDRESS, HOST_ADDRESS_6
 
 pytestmark = pytest.mark.drayd_only("newer drivers' options, and options of dray's own")
 
@@ -158,6 +161,81 @@ def test_prune_and_events(engine: Engine) -> None:
     found = [(one["Action"], one["Actor"]["Attributes"]) for one in events if one["Actor"]["ID"] == made["Id"]]
     expected = {"name": "gone", "type": "bridge"}
     assert found == [("create", expected), ("destroy", expected)]
+
+
+def test_several_networks_at_create_and_who_carries_the_default_route(engine: Engine) -> None:
+    for number, name in enumerate(("aa", "bb", "cc")):
+        create(engine, name, "--subnet", f"10.95.{number}.0/24")
+    try:
+        engine.ok(
+            *("run", "-d", "--name", "box", "--network", "name=aa,ip=10.95.0.77,alias=first"),
+            *("--network", "name=bb,gw-priority=1,mac-address=92:d0:c6:0a:29:33", "--network", "cc"),
+            *("-p", "18080:80", "busybox", "sleep", "600"),
+        )
+        addresses = engine.ok("exec", "box", "ip", "-o", "-4", "addr")
+        for shown in ("10.95.0.77/24", "10.95.1.2/24", "10.95.2.2/24"):
+            assert shown in addresses
+        assert "92:d0:c6:0a:29:33" in engine.ok("exec", "box", "ip", "link", "show", "eth1")
+        assert "default via 10.95.1.1 dev eth1" in engine.ok("exec", "box", "ip", "route")
+        shown = engine.inspect("box")["NetworkSettings"]["Networks"]
+        assert [shown[name]["GwPriority"] for name in ("aa", "bb", "cc")] == [0, 1, 0]
+        assert engine.ok("run", "--rm", "--network", "aa", "busybox", "nslookup", "-type=a", "first.").count(
+            "10.95.0.77"
+        )
+        engine.ok("network", "disconnect", "bb", "box")
+        assert "default via 10.95.0.1 dev eth0" in engine.ok("exec", "box", "ip", "route")
+        engine.ok("network", "connect", "--gw-priority", "2", "--ip", "10.95.1.9", "bb", "box")
+        assert "default via 10.95.1.1" in engine.ok("exec", "box", "ip", "route")
+        told = json.loads(engine.ok("network", "inspect", "--verbose", "bb"))[0]
+        assert [(one["Name"], one["IPv4Address"]) for one in told["Containers"].values()] == [
+            ("box", "10.95.1.9/24")
+        ]
+    finally:
+        engine.docker("rm", "-f", "box")
+        engine.ok("network", "rm", "aa", "bb", "cc")
+
+
+def test_pools_that_the_daemon_is_given(engine: Engine) -> None:
+    engine.restart(extra=["--default-address-pool", "base=10.96.0.0/23,size=24"])
+    try:
+        found = [create(engine, name)["IPAM"]["Config"] for name in ("aa", "bb")]  # type: ignore[index]
+        assert found == [
+            [{"Subnet": "10.96.0.0/24", "Gateway": "10.96.0.1"}],
+            [{"Subnet": "10.96.1.0/24", "Gateway": "10.96.1.1"}],
+        ]
+        assert "all predefined address pools have been fully subnetted" in engine.fails("network", "create", "cc")
+    finally:
+        engine.ok("network", "rm", "aa", "bb")
+        engine.restart()
+
+
+def test_sctp_and_ipv6_ports(engine: Engine) -> None:
+    """No program speaks SCTP here: what is published is read from the kernel."""
+    create(engine, "six", "--ipv6", "--subnet", "fd00:97::/64", "--subnet", "10.97.0.0/24")
+    ports = ("-p", "10132:132/sctp", "-p", f"[{HOST_ADDRESS_6}]:10080:80", "-p", "127.0.0.1:10081:81")
+    try:
+        engine.ok("run", "-d", "--name", "box", "--network", "six", *ports, "variants:web")
+        shown = engine.ok("port", "box").splitlines()
+        assert sorted(shown) == [
+            "132/sctp -> 0.0.0.0:10132",
+            "132/sctp -> [::]:10132",
+            f"80/tcp -> [{HOST_ADDRESS_6}]:10080",
+            "81/tcp -> 127.0.0.1:10081",
+        ]
+        table = subprocess.run(["nft", "list", "table", "ip", "dray"], capture_output=True, text=True, check=True)
+        assert re.search(r"sctp . 10132 comment \S+ : 10\.97\.0\.2 . 132", table.stdout)
+        with until(lambda: _connected(HOST_ADDRESS_6, 10080), what="the server") as link:
+            link.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert link.makefile("rb").read().endswith(b"busybox page\n")
+    finally:
+        engine.docker("rm", "-f", "box")
+        engine.ok("network", "rm", "six")
+
+
+def _connected(address: str, port: int) -> socket.socket | None:
+    with contextlib.suppress(OSError):
+        return socket.create_connection((address, port), timeout=5)
+    return None
 
 
 def test_a_second_daemon_on_the_same_bridge_does_not_start(engine: Engine) -> None:

@@ -230,5 +230,7 @@ def test_a_network_plugin_that_dies(engine: Engine, wires: tuple[FakePlugin, Wir
         "network", "rm", "-f", "shop"
     )
     engine.ok("rm", "box")
+    engine.ok("network", "create", "unused")
+    assert engine.ok("network", "prune", "-f") == "Deleted Networks:\nunused"  # the other one hinders none
     with running(plugin.path, ["NetworkDriver"], Wires().handlers()):
         engine.ok("network", "rm", "shop")

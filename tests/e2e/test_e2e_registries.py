@@ -12,12 +12,10 @@ import pytest
 
 from support.engines import Drayd, Engine
 from support.fakehttp import FakeServer, Request
-from support.registries import PROGRAM, Authority, DebianRegistry, free_port
+from support.registries import PROGRAM, Authority, DebianRegistry, free_port, trusted
 from support.world import HOST_ADDRESS
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="docker-registry is not installed")
-
-CERTIFICATES = Path("/etc/docker/certs.d")
 
 
 @pytest.fixture
@@ -32,23 +30,8 @@ def client(engine: Engine) -> Iterator[Path]:
 @pytest.fixture
 def trust(engine: Engine) -> Iterator[Callable[[str, Authority], Path]]:
     """Trust an authority for a host, by certs.d, until the end of the test."""
-    import shutil
-
-    made: list[Path] = []
-
-    def add(address: str, authority: Authority) -> Path:
-        folder = CERTIFICATES / address
-        folder.mkdir(parents=True)
-        made.append(folder)
-        (folder / "ca.crt").write_bytes(authority.certificate.read_bytes())
-        return folder
-
-    yield add
-    for folder in made:
-        shutil.rmtree(folder)
-    for folder in (CERTIFICATES, CERTIFICATES.parent):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    with contextlib.ExitStack() as stack:
+        yield lambda address, authority: stack.enter_context(trusted(address, authority))
 
 
 @pytest.fixture(scope="module")

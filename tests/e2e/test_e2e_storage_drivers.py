@@ -17,6 +17,7 @@ import pytest
 from images import cache
 from support.disks import disk
 from support.engines import Drayd, Engine, EngineFailed, until
+from support.erofs import needs_erofs
 from support.world import World
 
 pytestmark = pytest.mark.drayd_only("storage drivers are told by drayd's own words")
@@ -57,13 +58,15 @@ def servers(base: Path) -> list[int]:
 
 @pytest.mark.parametrize(
     ("place", "driver"),
-    [("", "fuse-overlayfs"), ("btrfs", "btrfs"), ("", "vfs")],
+    [("", "fuse-overlayfs"), ("btrfs", "btrfs"), ("", "vfs"), ("", "erofs")],
     indirect=["place"],
-    ids=["fuse-overlayfs", "btrfs", "vfs"],
+    ids=["fuse-overlayfs", "btrfs", "vfs", "erofs"],
 )
 def test_life_of_a_container(place: Path, driver: str) -> None:
     if driver == "fuse-overlayfs" and not (shutil.which(driver) and os.path.exists("/dev/fuse")):
         pytest.skip("fuse-overlayfs: the program or /dev/fuse is missing")
+    if driver == "erofs":
+        needs_erofs(place.parent)
     engine = launched(place, "--storage-driver", driver)
     try:
         engine.load(cache.busybox_archive())
@@ -87,6 +90,14 @@ def test_life_of_a_container(place: Path, driver: str) -> None:
             engine.ok("commit", name, f"made:{name}")
             assert engine.ok("run", "--rm", *NO_NETWORK, f"made:{name}", "cat", "/one", "/in") == "one\ncopied"
             assert engine.docker("run", "--rm", *NO_NETWORK, "busybox", "cat", "/one").returncode == 1
+            engine.ok("export", "-o", str(place / "export.tar"), name)
+            with tarfile.open(place / "export.tar") as tar:
+                names = tar.getnames()
+            assert {"one", "in", "home/new"} <= {found.rstrip("/") for found in names}
+            engine.ok("save", "-o", str(place / "save.tar"), f"made:{name}")
+            engine.ok("rmi", f"made:{name}")
+            engine.load(place / "save.tar")
+            assert engine.ok("run", "--rm", *NO_NETWORK, f"made:{name}", "cat", "/one", "/in") == "one\ncopied"
             engine.ok("start", name)
         engine.remove_everything()
         until(lambda: not servers(place), what="the servers' end")
@@ -191,7 +202,7 @@ def test_a_data_root_with_two_drivers(place: Path) -> None:
     [
         (["--storage-driver", "aufs"], "Docker itself removed it in 24.0"),
         (["--storage-driver", "zfs"], "zfs"),
-        (["--storage-driver", "nonsense"], "use one of overlay2, fuse-overlayfs, btrfs, vfs"),
+        (["--storage-driver", "nonsense"], "use one of overlay2, fuse-overlayfs, btrfs, erofs, vfs"),
         (["--storage-driver", "btrfs"], "is not on btrfs"),
         (["--storage-opt", "overlay2.size=1G"], "overlay2.size=1G"),
     ],

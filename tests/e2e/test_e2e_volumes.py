@@ -221,3 +221,33 @@ def test_nested_targets_are_mounted_in_order(engine: Engine, folder: Path) -> No
 def test_duplicate_target_is_refused(engine: Engine) -> None:
     message = engine.fails("run", "-v", "one:/a", "-v", "two:/a", "busybox", "true", status=125)
     assert "Duplicate mount point: /a" in message
+
+
+@pytest.mark.drayd_only("dockerd 20.10 prunes named volumes, too")
+def test_uses_are_counted_and_what_is_pruned(engine: Engine) -> None:
+    engine.ok("volume", "create", "--label", "keep=yes", "named")
+    engine.ok("run", "--rm", "-v", "named:/v", "busybox", "sh", "-c", "echo 12345 > /v/f")
+    engine.ok("create", "--name", "one", "-v", "named:/v", "-v", "/anonymous", "busybox")
+    engine.ok("create", "--name", "two", "--volumes-from", "one", "busybox")
+
+    def usage() -> dict[str, tuple[int, int]]:
+        listed = engine.get("/v1.51/system/df?type=volume")["Volumes"]
+        return {one["Name"]: (one["UsageData"]["RefCount"], one["UsageData"]["Size"]) for one in listed}
+
+    counted = usage()
+    assert len(counted) == 2
+    assert counted["named"] == (2, 6)
+    assert sorted(counted.values()) == [(2, 0), (2, 6)]
+    assert "Total reclaimed space: 0B" in engine.ok("volume", "prune", "-f", "-a")  # they are in use
+    engine.ok("rm", "one", "two")
+    assert usage()["named"] == (0, 6)
+    engine.ok("volume", "prune", "-f")
+    assert list(usage()) == ["named"], "only anonymous volumes are pruned unless all are asked for"
+    engine.ok("volume", "prune", "-f", "--filter", "all=1", "--filter", "label!=keep")
+    assert list(usage()) == ["named"]
+    assert "Total reclaimed space: 6B" in engine.ok("volume", "prune", "-f", "-a")
+    assert usage() == {}
+
+
+def test_a_bad_filter_is_refused_though_there_are_no_volumes(engine: Engine) -> None:
+    assert "invalid filter 'dangling=[maybe]'" in engine.fails("volume", "ls", "-f", "dangling=maybe").lower()

@@ -13,6 +13,8 @@ import pytest
 from dray.linux import libc, mappedroots, namespaces, usernamespaces
 from dray.linux.cgroups import delegation
 from dray.linux.usernamespaces import IdMap
+from support.erofs import image, needs_erofs
+from support.layers import entry, make
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -89,6 +91,19 @@ def test_the_way_of_older_kernels(layers, user, monkeypatch):
         use(tree, layers)
     finally:
         os.close(tree)
+
+
+def test_layers_that_are_mounts(layers, user, tmp_path):
+    """An EROFS layer is behind a descriptor, in no directory."""
+    needs_erofs(tmp_path)
+    tar = make(entry("file", b"a", uid=5, gid=6), entry("other", b"b"), entry("gone", b"x"))
+    with image(tar, tmp_path) as lower:
+        words = [f"lowerdir=/proc/{os.getpid()}/fd/{lower.split('/')[-2]}", *options(layers)[1:]]
+        tree = mappedroots.tree("overlay", "overlay", words, user, MAPS.root)
+        try:
+            use(tree, layers)
+        finally:
+            os.close(tree)
 
 
 def test_a_bind(layers, user):

@@ -5,7 +5,8 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
 
 import pytest
 from netlab import (
@@ -21,6 +22,7 @@ from netlab import (
 )
 
 from dray.base.errors import Internal
+from dray.linux.nftables import NFPROTO_IPV4, Nftables
 from dray.network.controller import Controller
 from dray.network.model import Attachment, NetworkConfig, PortAsk, SandboxAsk
 
@@ -310,6 +312,17 @@ async def test_a_forward_policy_of_drop_is_warned_of_and_local_access_goes_on(la
     assert say(lab.outside, "192.0.2.1", 8080) == "192.0.2.9 hi"
 
 
+async def test_a_bridge_that_firewalld_does_not_know_is_warned_of(lab: Lab) -> None:
+    network = await lab.controller()
+    output(None, "nft", "add table inet firewalld")
+    output(None, "nft", "add chain inet firewalld filter_FORWARD_ZONES")
+    (warning,) = network.warnings()
+    assert "firewalld rejects what containers on dray0 send" in warning
+    assert "--zone=trusted --add-interface=dray0" in warning
+    output(None, "nft", 'add rule inet firewalld filter_FORWARD_ZONES iifname "dray0" accept')
+    assert network.warnings() == []
+
+
 async def test_without_iptables_everything_is_forwarded_in_user_space(lab: Lab) -> None:
     network = await lab.controller(iptables=False, ip6tables=False)
     web = await lab.run(network, A, ports=[port(8080)])
@@ -332,3 +345,55 @@ async def test_forwarding_is_guarded_between_the_interfaces_that_were_there(lab:
     with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
         assert file.read().strip() == "0"
     assert network.networks()
+
+
+async def test_others_are_served_while_many_ports_are_published(lab: Lab) -> None:
+    network = await lab.controller(userland_proxy=False)
+    many, more = (
+        [port(number, number, "192.0.2.1") for number in range(first, first + count)]
+        for first, count in ((20000, 700), (30000, 1000))
+    )
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def turns_of(work: Coroutine[None, None, object]) -> int:
+        before = turns
+        await work
+        return turns - before
+
+    counting = asyncio.create_task(count())
+    assert await turns_of(lab.run(network, A, ports=many)) > 8
+    with pytest.raises(Internal, match=r"Bind for 192\.0\.2\.1:20000 failed: port is already allocated"):
+        await network.attach(B, SandboxAsk(name="b", ports=[*more, many[0]]))
+    web = await lab.run(network, B, ports=more)  # nothing was left
+    lab.serve(web, 30999)
+    assert say(lab.outside, "192.0.2.1", 30999) == "192.0.2.9 hi"
+    assert await turns_of(network.detach(A, ())) > 8
+    counting.cancel()
+    assert output(None, "nft", "list", "map", "ip", "dray", "published").count("comment") == len(more)
+
+
+async def test_a_flood_of_changes_hides_no_reload_and_is_none(lab: Lab) -> None:
+    network = await lab.controller()
+    web = await lab.run(network, A, ports=[port(8080)])
+    lab.serve(web, 80)
+    tables = Nftables.open()
+    first = tables.table_handle(NFPROTO_IPV4, "dray")
+    elements = ",".join(map(str, range(1, 6000)))
+    flood = (
+        f"add table ip other; add set ip other s {{ type inet_service; }}; add element ip other s {{ {elements} }}"
+    )
+    for end in ("", "; flush ruleset"):
+        with tempfile.NamedTemporaryFile("w", suffix=".nft") as file:
+            file.write((flood + end).replace("; a", "\na").replace("; f", "\nf"))
+            file.flush()
+            assert output(None, "nft", "-f", file.name) == ""
+        await asyncio.sleep(0.05)
+        assert (tables.table_handle(NFPROTO_IPV4, "dray") == first) == (not end)  # not made anew without need
+    tables.close()
+    assert say(lab.outside, "192.0.2.1", 8080) == "192.0.2.9 hi"

@@ -188,3 +188,16 @@ def test_only_deletions_by_others_are_told_of(tables: Nftables) -> None:
     output(None, "nft", "delete table ip mine")
     assert watch.deleted("mine")
     watch.close()
+
+
+def test_a_table_is_told_from_a_later_one_of_its_name(tables: Nftables) -> None:
+    batch = Batch(NFPROTO_IPV4, "mine")
+    batch.add_table()
+    assert tables.table_handle(NFPROTO_IPV4, "mine") is None
+    tables.commit(batch)
+    first = tables.table_handle(NFPROTO_IPV4, "mine")
+    tables.commit(batch)  # it is there already
+    assert tables.table_handle(NFPROTO_IPV4, "mine") == first != 0
+    output(None, "nft", "flush ruleset")
+    tables.commit(batch)
+    assert tables.table_handle(NFPROTO_IPV4, "mine") not in (first, None, 0)

@@ -106,7 +106,9 @@ class Engine:
 
     def environment(self) -> dict[str, str]:
         """What the daemon's process gets beside the machine's environment."""
-        return {k: v for k, v in os.environ.items() if not k.startswith("DOCKER_")} | self.variables
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("DOCKER_")}
+        # The machine's firewalld is not to be told of bridges in a private world.
+        return kept | {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"} | self.variables
 
     def start(self, *, timeout: float = 30, extra: Sequence[str] = ()) -> None:
         """Start the daemon and wait until it answers `_ping`."""

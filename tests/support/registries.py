@@ -14,6 +14,7 @@ A registry has a folder of its own:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,7 +25,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,24 @@ class Authority:
             *("-CAcreateserial", "-days", "2", "-extfile", str(extensions), "-out", str(certificate)),
         )
         return certificate, key
+
+
+CERTIFICATES = Path("/etc/docker/certs.d")
+
+
+@contextlib.contextmanager
+def trusted(address: str, authority: Authority) -> Iterator[Path]:
+    """Trust an authority for a host, by certs.d, during the block; yields the host's folder."""
+    folder = CERTIFICATES / address
+    folder.mkdir(parents=True)
+    try:
+        (folder / "ca.crt").write_bytes(authority.certificate.read_bytes())
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+        for one in (CERTIFICATES, CERTIFICATES.parent):
+            with contextlib.suppress(OSError):
+                one.rmdir()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dray.base.errors import InvalidParameter
+from dray.cli import signals
 from dray.cli.streams import Demultiplexer, Detached, Session
 from dray.cli.terminal import DetachFilter, parse_detach_keys
 from dray.client.errors import ApiError, ProtocolError
@@ -184,3 +186,17 @@ def test_a_container_that_reads_no_more_still_speaks() -> None:
     assert run_session(server, client, stdin=stdin_read, tty=True) == b"last words"
     os.close(stdin_read)
     os.close(stdin_write)
+
+
+def test_the_third_signal_that_the_container_does_not_obey_ends_the_client(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sent: list[str] = []
+    with signals.SignalHandlers() as handlers:
+        signals.forward(handlers, sent.append)
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert sent == ["INT", "USR1", "TERM"]
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capsys.readouterr().err == "\ngot 3 SIGTERM/SIGINTs, forcefully exiting\n"

@@ -162,6 +162,23 @@ def test_attempts_are_numbered(world: World) -> None:
     assert not world.content.has(world.digest)
 
 
+def test_connections_that_break_together_are_one_failure(world: World) -> None:
+    """A registry that is started again breaks all connections, and refuses them all for a moment."""
+    together = threading.Barrier(3, timeout=10)
+    seen: dict[int, int] = {}
+
+    def away(digest: str, offset: int) -> None:
+        part = offset // PART
+        seen[part] = seen.get(part, 0) + 1
+        if part in (1, 2, 3) and seen[part] <= 2:  # of three attempts
+            together.wait()
+            raise Unavailable("connection refused")
+
+    world.registry.before_read = away
+    world.fetch(world.downloads(concurrency=3))
+    assert world.content.read(world.digest) == DATA
+
+
 def test_what_arrived_survives_the_process(world: World) -> None:
     """A killed daemon closes nothing: the next store on the same folder goes on from the journal."""
     partial = world.content.partial(world.digest, len(DATA), part_size=PART)

@@ -27,6 +27,17 @@ def test_own_addresses_come_and_go_and_nothing_else_does(tmp_path: Path) -> None
     assert os.stat(tmp_path / "hosts").st_ino == inode  # it is bound into the container
 
 
+def test_own_names_are_of_the_addresses_of_the_record_alone(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("10.0.0.1\tdb web\n10.0.0.2\tweb\n172.18.0.9\tweb\n172.18.0.2\tweb www\n# 172.18.0.9")
+    containerfiles.set_addresses(str(tmp_path), [ENDPOINT], "web", others=["10.0.0.2"])
+    # A line that somebody wrote for an address of ours is theirs, and stands for it.
+    kept = "10.0.0.1\tdb web\n10.0.0.2\tweb\n172.18.0.2\tweb www\n# 172.18.0.9\n"
+    assert path.read_text() == kept + "fd00::2\tweb\n"
+    containerfiles.set_addresses(str(tmp_path), [], "web", others=["10.0.0.2"])
+    assert path.read_text() == kept
+
+
 def test_resolv_conf_is_replaced_until_somebody_edits_it(tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
     containerfiles.write(str(tmp_path), {"resolv.conf": "nameserver 192.0.2.1\n"})

@@ -81,6 +81,24 @@ def test_what_was_fetched_is_kept(pair: Pair) -> None:
     assert (status, json.loads(body)["errors"][0]["code"]) == (503, "UNAVAILABLE")
 
 
+def test_asking_for_a_blobs_size_downloads_nothing(pair: Pair) -> None:
+    layer = random.Random(3).randbytes(300_000)
+    push(pair.behind, "team/app", "v1", layer)
+    path = f"/v2/team/app/blobs/{sha256(layer)}"
+    status, headers, body = pair.cache.request("HEAD", path)
+    assert (status, headers["content-length"], headers["docker-content-digest"], body) == (
+        *(200, "300000", sha256(layer)),
+        b"",
+    )
+    assert pair.cache.request("HEAD", f"/v2/team/app/blobs/{sha256(b'none')}")[0] == 404
+    assert pair.fetched("GET") == []
+    assert list(pair.cache.data.glob("blobs/**/*")) == []
+    assert pair.cache.request("GET", path)[2] == layer
+    pair.behind.kill()
+    assert pair.cache.request("HEAD", path)[1]["content-length"] == "300000"  # it is here now
+    assert pair.cache.request("HEAD", f"/v2/team/app/blobs/{sha256(b'none')}")[0] == 503
+
+
 def test_a_tag_that_moves_is_seen(pair: Pair) -> None:
     first = push(pair.behind, "a", "t", b"one")
     assert pair.cache.request("HEAD", "/v2/a/manifests/t")[1]["docker-content-digest"] == first

@@ -69,13 +69,15 @@ def _move_mac_address(
     version: Version, config: ContainerConfig, host_config: HostConfig, networking_config: NetworkingConfig
 ) -> list[str]:
     """Put the container-wide MAC address, which is gone since 1.44, on the endpoint of its main network."""
+    mode = host_config.network_mode or "default"
     address = config.mac_address
+    fixed = mode in _FIXED_NETWORKS or mode.startswith("container:")
+    if not address and fixed:  # where clients put it since 1.44
+        asked = (networking_config.endpoints_config or {}).get(mode)
+        address = asked.mac_address if asked is not None else ""
     if not address:
         return []
-    mode = host_config.network_mode or "default"
-    if mode in _FIXED_NETWORKS or mode.startswith("container:"):
-        if version < (1, 44):
-            return []
+    if fixed:
         raise InvalidParameter("conflicting options: mac-address and the network mode")
     endpoints = networking_config.endpoints_config
     if endpoints is None:

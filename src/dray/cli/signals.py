@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 from dray.base.errors import DrayError
 from dray.cli import terminal
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, Self
 
+_PATIENCE = 3
 _FORWARDED = (
     "HUP",
     "INT",
@@ -55,9 +57,16 @@ class SignalHandlers:
 
 
 def forward(handlers: SignalHandlers, kill: Callable[[str], None]) -> None:
-    """Pass the signals that a program may catch on to the container, by name."""
+    """Pass the signals that a program may catch on to the container, by name. The third SIGINT or SIGTERM ends the
+    client as well, as docker's: SystemExit."""
+    left = _PATIENCE
 
     def send(number: int) -> None:
+        nonlocal left
+        left -= number in (signal.SIGINT, signal.SIGTERM)
+        if left <= 0:
+            print(f"\ngot {_PATIENCE} SIGTERM/SIGINTs, forcefully exiting", file=sys.stderr)
+            raise SystemExit(1)
         try:
             kill(signal.Signals(number).name.removeprefix("SIG"))
         except (DrayError, OSError):

@@ -80,7 +80,15 @@ OPTIONS: tuple[Option, ...] = (
         "Where CDI specs of devices are; the last one wins",
     ),
     # Storage
-    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs or vfs"),
+    Option("storage-driver", "str", "storage-driver", "s", "", "overlay2, fuse-overlayfs, btrfs, erofs or vfs"),
+    Option(
+        "discard-compressed-layers",
+        "bool",
+        "discard-compressed-layers",
+        "",
+        False,
+        "Drop blobs of unpacked layers that can be made again byte for byte, and make them when needed",
+    ),
     Option("storage-opts", "list", "storage-opt", "", [], "Options of storage drivers (none is supported)"),
     # Registries
     Option("registry-mirrors", "list", "registry-mirror", "", [], "URL of a mirror of docker.io"),
@@ -194,7 +202,12 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "cpu-rt-runtime", "int", "cpu-rt-runtime", refused="real-time scheduling of all containers is not built in"
     ),
-    Option("allow-nondistributable-artifacts", "list", refused="Docker itself removed it"),
+    Option(
+        "allow-nondistributable-artifacts",
+        "list",
+        "allow-nondistributable-artifacts",
+        refused="every layer that is here is pushed, as by Docker, which has removed the option",
+    ),
     Option("deprecated-key-path", "str", refused="Docker itself removed it"),
 )
 

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dray.base.errors import Conflict
 from dray.base.files import remove_tree, write_atomic
@@ -71,6 +72,9 @@ from dray.store.metadata import Metadata
 from dray.volumes.local import Volumes
 from dray.volumes.table import VolumeTable
 
+if TYPE_CHECKING:
+    from dray.store.recipes.discarding import Discarder
+
 log = logging.getLogger("dray.daemon")
 
 
@@ -80,6 +84,7 @@ class House:
     def __init__(self, config: DaemonConfig, zygote: Zygote) -> None:
         self.config = config
         self.machine_goes_down = False  # then no container runs on
+        self.discarder: Discarder | None = None
         self._loop = asyncio.get_running_loop()
         self.layout = Layout(config["data-root"], config["exec-root"])
         self.layout.prepare()
@@ -283,16 +288,27 @@ class House:
         await self.remap.open(self.zygote)
         await asyncio.to_thread(mapped.check, self.layout.data_root, self.snapshots.name, self.remap)
         live = {one.id: one for one in self.registry if one.state.running and one.task is not None}
-        await self.controller.start(
+        halfway = await self.controller.start(
             {key: one.record.endpoints for key, one in live.items()},
             pids={key: one.state.pid for key, one in live.items()},
         )
-        await self.peers.adopt()
+        await self.peers.adopt(halfway)
         self._adopt_volumes()
         await self.supervisor.settle(ended)
         self.lifecycle.later(self._warm())
         self._sweep()
-        self.lifecycle.later(asyncio.to_thread(self.images.repair))
+        self.lifecycle.later(asyncio.to_thread(self._repair_images))
+
+    def _repair_images(self) -> None:
+        self.images.repair()
+        if self.config["discard-compressed-layers"]:
+            from dray.store.recipes.discarding import Discarder
+
+            discarder = Discarder(self.images, self.metadata)
+            self.images.written = discarder.wake
+            self.discarder = discarder
+            self._system.layers_status = discarder.summary
+            discarder.start()
 
     def _refuse_orphans(self) -> None:
         """Refuse to leave running containers of another storage driver without a daemon."""
@@ -348,6 +364,8 @@ class House:
         self.remap.close()
         if idle:
             cgroups.prune(self.config["cgroup-parent"] or "/dray")
+        if self.discarder is not None:
+            await asyncio.to_thread(self.discarder.close)
         await asyncio.to_thread(self.snapshots.close)
         self.metadata.close()
 

@@ -92,6 +92,7 @@ class Creator:
         self._limits = limits
         self._remap = remap
         self._cpus = len(os.sched_getaffinity(0))
+        self._working_directories: set[tuple[str | None, str]] = set()  # that images have: chain id, path
 
     async def create(
         self,
@@ -104,6 +105,8 @@ class Creator:
         host = self._with_defaults(host)
         warnings = validate.validate(config, host, self._limits, cpus=self._cpus)
         self._remap.check(host)
+        if not config.image:
+            merge.command(config)  # there being no command is what dockerd complains of then
         image = self._images.find(config.image, options.platform)
         merged = merge.merged(config, container_config(image))
         await self._images.ready(image)
@@ -143,6 +146,7 @@ class Creator:
             if size := storage_size(host):
                 self._limit(container_id, size)
             initfiles.mark(self._snapshots.upper(container_id))
+            self._make_working_directory(record, image.chain_id)
             await self._prepare_mounts(record, undo)
             record.state.status, record.remove_volumes = "created", False
             container = Container(record)
@@ -177,6 +181,29 @@ class Creator:
         if not isinstance(self._snapshots, SizedSnapshots):
             raise Unsupported(f"--storage-opt size is not supported by the storage driver {self._snapshots.name}")
         self._snapshots.limit(key, size)
+
+    def _make_working_directory(self, record: ContainerRecord, chain_id: str | None) -> None:
+        """Make the working directory if the image has none, so that files can be copied there before the start.
+
+        With mapped owners it is the start that makes it.
+        """
+        path = record.config.working_dir
+        known = (chain_id, path)
+        if path in ("", "/") or known in self._working_directories or self._remap.maps_of(record.host_config):
+            return
+        layers = self._snapshots.mounts(record.id)
+        with rootfs.mounted(layers) as root:
+            try:
+                os.close(rootfs.open_in(root, path, os.O_PATH))
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return  # the start has the words for it
+            else:
+                self._working_directories.add(known)
+                return
+        with rootfs.mounted(layers, read_only=False) as root, contextlib.suppress(OSError):
+            rootfs.make_directories(root, path)
 
     def _announce(self, record: ContainerRecord, undo: AsyncExitStack) -> None:
         """Write a creation that makes anonymous volumes down as a removal, which it is until it succeeds: a daemon
@@ -244,9 +271,17 @@ class Creator:
                 assert host.links is not None
                 name, alias = links.parse(text)
                 try:
-                    host.links[index] = f"{self._other(name).id}:{alias}"
+                    child = self._other(name)
                 except InvalidParameter as error:
                     raise InvalidParameter(f"could not get container for {name}: {error}") from error
+                while (mode := child.record.host_config.network_mode).startswith("container:"):
+                    child = self._other(mode.removeprefix("container:"))  # whose network it is
+                if mode == "host":
+                    raise InvalidParameter(
+                        "conflicting options: host type networking can't be used with links. This would result in "
+                        "undefined behavior"
+                    )
+                host.links[index] = f"{child.id}:{alias}"
 
     def _other(self, reference: str) -> Container:
         """Find a container that a creation names. InvalidParameter if there is none: to NotFound, which dockerd does

@@ -38,7 +38,7 @@ class ExecTable:
 
     def find(self, exec_id: str) -> Exec:
         """Return the exec with this id."""
-        if (run := self._execs.get(exec_id)) is None:
+        if (run := self._execs.get(exec_id)) is None or run.lapsed:
             raise NotFound(f"No such exec instance: {exec_id}")
         return run
 

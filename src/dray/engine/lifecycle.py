@@ -176,6 +176,7 @@ class Lifecycle:
             if state.health is not None:
                 state.health.status = "unhealthy"
             for run in container.execs.values():
+                run.lapsed = not run.started
                 if run.running:
                     run.running, run.exit_code = False, 137
                     run.finished.set()

@@ -50,7 +50,7 @@ def check(folder: str, driver: str, remap: Remap) -> None:
     remap.by_server = driver == FUSE_OVERLAY
     with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as place:
         mount = Mount("bind", place, ("rbind",))
-        if driver == "overlay2":
+        if driver in ("overlay2", "erofs"):
             for name in ("lower", "upper", "work"):
                 os.mkdir(f"{place}/{name}")
             words = (f"lowerdir={place}/lower", f"upperdir={place}/upper", f"workdir={place}/work")

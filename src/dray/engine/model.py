@@ -111,7 +111,10 @@ class ContainerRecord(msgspec.Struct):
 
 
 class Exec(Struct, eq=False):
-    """A further process of a container, from its creation until the container is gone."""
+    """A further process of a container, from its creation until the container is gone.
+
+    lapsed: it never started, and the container's run that it was made for is over
+    """
 
     id: str
     container_id: str
@@ -128,6 +131,7 @@ class Exec(Struct, eq=False):
     pid: int = 0
     running: bool = False
     started: bool = False
+    lapsed: bool = False
     exit_code: int | None = None
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 

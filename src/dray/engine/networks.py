@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from dray.api import models as api
 from dray.api.filters import Filters
 from dray.base import failpoints
-from dray.base.errors import Conflict, Forbidden, InvalidParameter, NotFound
+from dray.base.errors import Conflict, DrayError, Forbidden, InvalidParameter, NotFound
 from dray.engine import clock
 from dray.engine.events import Events
 from dray.engine.model import Container
@@ -17,6 +19,8 @@ from dray.engine.sandbox import endpoint_ask, sandbox_ask
 from dray.network.asks import NetworkAsk
 from dray.network.controller import Controller
 from dray.network.model import Network, Pool
+
+log = logging.getLogger(__name__)
 
 
 def summary(network: Network) -> api.NetworkSummary:
@@ -248,7 +252,11 @@ class NetworkVerbs:
                 continue
             if not filters.matches_labels(network.labels) or (until is not None and network.created >= until):
                 continue
-            await self._controller.remove(network.id)
+            try:
+                await self._controller.remove(network.id)
+            except DrayError as error:  # its plugin is gone, or another network has its configuration
+                log.warning("network %s is not pruned: %s", network.name, error)
+                continue
             self._publish("destroy", network)
             deleted.append(network.name)
         await self._registry.sync()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from dray.engine import links
@@ -142,19 +142,29 @@ class Peers:
 
     # -- the daemon's life
 
-    async def adopt(self) -> None:
-        """The daemon has started: find the resolver's process, and tell it who runs."""
+    async def adopt(self, halfway: Collection[str] = ()) -> None:
+        """The daemon has started: find the resolver's process, and tell it who runs. `halfway` are the containers
+        that were joining or leaving a network when the last daemon died."""
         running: dict[str, tuple[Sandbox, int]] = {}
         found: list[Member] = []
         for container in self._registry:
             record = container.record
             if not container.state.running or container.task is None:
                 continue
+            if record.id in halfway:
+                self._rename_itself(record)
             found += members(record.endpoints)
             if named(record.endpoints) or self._resolves(record.id):
                 asks = sandbox(record.id, record.endpoints, self.resolving(record, record.endpoints))
                 running[record.id] = asks, container.task.pid
         await self._service.adopt(running, found)
+
+    def _rename_itself(self, record: ContainerRecord) -> None:
+        """Have a container's own names in its /etc/hosts for the addresses of its record, and for no others."""
+        names = hostfiles.own_names(record.config.hostname, record.config.domainname)
+        asked = [hostfiles.parse_extra_host(text)[1] for text in record.host_config.extra_hosts or []]
+        asked += self._defaults.host_gateways or [one.gateway4 for one in record.endpoints]
+        containerfiles.set_addresses(self._layout.container(record.id), record.endpoints, names, others=asked)
 
     def _resolves(self, container_id: str) -> bool:
         """Whether a container was told to ask the resolver."""

@@ -28,7 +28,7 @@ def exec_process(
     process: dict[str, Any] = {
         "args": list(ask.cmd or []),
         "cwd": ask.working_dir or config.working_dir or "/",
-        "env": _environment(init["env"], ask),
+        "env": _environment(init["env"], ask, config.env or []),
         "terminal": ask.tty,
         "oomScoreAdj": init.get("oomScoreAdj", 0),
     }
@@ -45,10 +45,12 @@ def exec_process(
     return process
 
 
-def _environment(init: list[str], ask: ExecConfig) -> list[str]:
+def _environment(init: list[str], ask: ExecConfig, configured: Sequence[str]) -> list[str]:
     variables = dict(entry.partition("=")[::2] for entry in init)
     if ask.tty:
         variables.setdefault("TERM", "xterm")
+    elif not any(entry.startswith("TERM=") for entry in configured):
+        variables.pop("TERM", None)  # init may have a terminal: this process has none
     for entry in ask.env or []:
         name, given, value = entry.partition("=")
         if given:

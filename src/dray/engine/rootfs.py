@@ -143,3 +143,20 @@ def read_small_file(root: int, path: str, *, limit: int = 1 << 20) -> str:
         if status.st_size > limit:
             raise InvalidParameter(f"{path} of the container is larger than {limit} bytes; it is not read")
         return os.read(fd, limit).decode(errors="surrogateescape")
+
+
+def make_directories(root: int, path: str) -> None:
+    """Make a directory of the root and what is missing above it (mode 0755), links resolved inside the root; OSError
+    if something that is no directory stands there."""
+    here = os.dup(root)
+    done = ""
+    try:
+        for name in (part for part in path.split("/") if part not in ("", ".")):
+            done += f"/{name}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=here)
+            deeper = open_in(root, done, os.O_PATH | os.O_DIRECTORY)
+            os.close(here)
+            here = deeper
+    finally:
+        os.close(here)

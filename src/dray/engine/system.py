@@ -80,6 +80,7 @@ class System:
         self._registries = registries
         self._limits = limits
         self._listeners = listeners
+        self.layers_status: Callable[[], list[list[str]]] = list  # what else is to be told of the storage driver
 
     def ping(self) -> PingStatus:
         """Return what `_ping` tells: the classic builder is what clients are to use."""
@@ -124,7 +125,7 @@ class System:
             containers_stopped=len(states) - running - paused,
             images=self._images.count(),
             driver=settings.storage_driver,
-            driver_status=drivers.status(settings.storage_driver, settings.data_root),
+            driver_status=drivers.status(settings.storage_driver, settings.data_root) + self.layers_status(),
             docker_root_dir=settings.data_root,
             plugins=api.PluginsInfo(
                 volume=sorted({"local", *self._plugins.active(VOLUME)}),

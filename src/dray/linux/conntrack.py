@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -35,24 +35,19 @@ class Flow(NamedTuple):
     answered_from: IPv4Address | IPv6Address
 
 
-def forget_udp(family: int, port: int, unwanted: Callable[[Flow], bool]) -> int:
-    """Delete the UDP flows to a destination port that are `unwanted`; return how many. `family` is AF_*.
+def forget_udp(family: int, ports: Collection[int], unwanted: Callable[[Flow], bool]) -> int:
+    """Delete the UDP flows to these destination ports that are `unwanted`; return how many. `family` is AF_*.
 
     A kernel without conntrack has none.
     """
-    protocol = bytes((socket.IPPROTO_UDP,))
-    tuples = netlink.nested(
-        _TUPLE_ORIGINAL,
-        netlink.nested(
-            _TUPLE_PROTOCOL, netlink.attribute(_PROTOCOL_NUMBER, protocol), netlink.be16(_DESTINATION_PORT, port)
-        ),
-    )
+    wanted = netlink.attribute(_PROTOCOL_NUMBER, bytes((socket.IPPROTO_UDP,)))
+    fields = _BY_PROTOCOL
+    if len(ports) == 1:
+        wanted += netlink.be16(_DESTINATION_PORT, next(iter(ports)))
+        fields |= _BY_DESTINATION_PORT
+    tuples = netlink.nested(_TUPLE_ORIGINAL, netlink.nested(_TUPLE_PROTOCOL, wanted))
     # Kernels before 5.8 do not know the filter and list everything; we look at each flow again anyway.
-    only = netlink.nested(
-        _FILTER,
-        netlink.u32(_FILTER_ORIGINAL, _BY_PROTOCOL | _BY_DESTINATION_PORT),
-        netlink.u32(_FILTER_REPLY, 0),
-    )
+    only = netlink.nested(_FILTER, netlink.u32(_FILTER_ORIGINAL, fields), netlink.u32(_FILTER_REPLY, 0))
     header = struct.pack("!BBH", family, 0, 0)
     with Netlink.open(netlink.NETLINK_NETFILTER) as sock:
         try:
@@ -64,8 +59,8 @@ def forget_udp(family: int, port: int, unwanted: Callable[[Flow], bool]) -> int:
         gone = 0
         for message in messages:
             attributes = netlink.parse(message.body[4:])
-            flow = _decode(family, attributes, port)
-            if flow is None or not unwanted(flow):
+            flow = _decode(family, attributes)
+            if flow is None or flow.port not in ports or not unwanted(flow):
                 continue
             body = header + netlink.attribute(_TUPLE_ORIGINAL | netlink.NLA_F_NESTED, attributes[_TUPLE_ORIGINAL])
             for kind in (_ID, _ZONE):
@@ -80,7 +75,7 @@ def forget_udp(family: int, port: int, unwanted: Callable[[Flow], bool]) -> int:
         return gone
 
 
-def _decode(family: int, attributes: dict[int, bytes], port: int) -> Flow | None:
+def _decode(family: int, attributes: dict[int, bytes]) -> Flow | None:
     original = netlink.parse(attributes.get(_TUPLE_ORIGINAL, b""))
     reply = netlink.parse(attributes.get(_TUPLE_REPLY, b""))
     protocol = netlink.parse(original.get(_TUPLE_PROTOCOL, b""))
@@ -88,6 +83,5 @@ def _decode(family: int, attributes: dict[int, bytes], port: int) -> Flow | None
     answered = netlink.parse(reply.get(_TUPLE_IP, b"")).get(_SOURCE[family])
     if protocol.get(_PROTOCOL_NUMBER) != bytes((socket.IPPROTO_UDP,)) or target is None or answered is None:
         return None
-    if protocol.get(_DESTINATION_PORT) != port.to_bytes(2, "big"):
-        return None
+    port = int.from_bytes(protocol.get(_DESTINATION_PORT, b""), "big")
     return Flow(ip_address(target), port, ip_address(answered))

@@ -10,6 +10,7 @@ Linux 5.12 for binds, 5.19 for overlayfs, and a file system that allows it (ext4
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dray.linux import libc, mounts
 from dray.linux.usernamespaces import acting_as
 
+_HELD = "/proc/"  # `/proc/<pid>/fd/<number>`, a detached mount
 _DIRECTORIES = ("upperdir", "workdir")
 
 
@@ -39,21 +41,30 @@ def tree(
     values = dict(word.partition("=")[::2] for word in words)
     lower = values.pop("lowerdir").split(":")
     paths = [*lower, *(values[name] for name in _DIRECTORIES if name in values)]
-    real = {path: os.path.realpath(path) for path in paths}  # layers are named by links
-    base = os.path.commonpath(list(real.values()))
-    mapped = _clone(base, user)
-    try:
-        relative = {path: os.path.relpath(place, base) for path, place in real.items()}
+    # Layers are named by links; one that is a mount by itself lies in no directory, but behind a descriptor.
+    real = {path: os.path.realpath(path) for path in paths if not path.startswith(_HELD)}
+    with contextlib.ExitStack() as scope:
+        names = {}
+        for path in lower:
+            if path.startswith(_HELD):
+                held = _clone(path, user)
+                scope.callback(os.close, held)
+                names[path] = mounts.fd_path(held)
+        mapped, base = -1, ""
+        if real:
+            base = os.path.commonpath(list(real.values()))
+            mapped = _clone(base, user)
+            scope.callback(os.close, mapped)
+        for path, place in real.items():
+            names[path] = f"{mounts.fd_path(mapped)}/{os.path.relpath(place, base)}"
         with acting_as(*owner):
             try:
-                return _overlay(mapped, lower, values, relative)
+                return _overlay(lower, values, names)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
             # Before Linux 6.15 overlayfs takes layers of attached mounts only.
-            return (_attached if alone else _elsewhere)(mapped, lower, values, relative, base)
-    finally:
-        os.close(mapped)
+            return (_attached if alone else _elsewhere)(mapped, lower, values, names, base)
 
 
 def _clone(path: str, user: int) -> int:
@@ -76,21 +87,17 @@ def _bind(source: str, options: mounts.Options, user: int) -> int:
     return cloned
 
 
-def _overlay(base: int, lower: Sequence[str], values: dict[str, str], relative: dict[str, str]) -> int:
-    """Mount an overlay of directories below the descriptor `base`; detached."""
-
-    def below(path: str) -> str:
-        return f"{mounts.fd_path(base)}/{relative[path]}"
-
+def _overlay(lower: Sequence[str], values: dict[str, str], names: dict[str, str]) -> int:
+    """Mount an overlay of directories by other names of theirs; detached."""
     attributes = 0
     context = libc.fsopen("overlay")
     try:
         libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "source", "overlay")
         for path in lower:
-            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", below(path))
+            libc.fsconfig(context, libc.FSCONFIG_SET_STRING, "lowerdir+", names[path])
         for name, value in values.items():
             if name in _DIRECTORIES:
-                libc.fsconfig(context, libc.FSCONFIG_SET_STRING, name, below(value))
+                libc.fsconfig(context, libc.FSCONFIG_SET_STRING, name, names[value])
             elif name == "ro":
                 attributes |= libc.MOUNT_ATTR_RDONLY
             elif value:
@@ -103,16 +110,14 @@ def _overlay(base: int, lower: Sequence[str], values: dict[str, str], relative: 
         os.close(context)
 
 
-def _attached(
-    mapped: int, lower: Sequence[str], values: dict[str, str], relative: dict[str, str], place: str
-) -> int:
+def _attached(mapped: int, lower: Sequence[str], values: dict[str, str], names: dict[str, str], place: str) -> int:
     """The same in a mount namespace of one's own, where the mapped directory is attached at `place`."""
     libc.mount("", "/", "", libc.MS_SLAVE | libc.MS_REC)
     libc.move_mount(mapped, "", libc.AT_FDCWD, place, libc.MOVE_MOUNT_F_EMPTY_PATH)
-    words = [f"lowerdir={':'.join(f'{mounts.fd_path(mapped)}/{relative[path]}' for path in lower)}"]
+    words = [f"lowerdir={':'.join(names[path] for path in lower)}"]
     for name, value in values.items():
         if name in _DIRECTORIES:
-            words.append(f"{name}={mounts.fd_path(mapped)}/{relative[value]}")
+            words.append(f"{name}={names[value]}")
         elif name != "rw":
             words.append(f"{name}={value}" if value else name)
     mounts.mount_filesystem("overlay", "overlay", place, mounts.parse_options(words))  # over the directory itself
@@ -120,14 +125,14 @@ def _attached(
 
 
 def _elsewhere(
-    mapped: int, lower: Sequence[str], values: dict[str, str], relative: dict[str, str], place: str
+    mapped: int, lower: Sequence[str], values: dict[str, str], names: dict[str, str], place: str
 ) -> int:
     """The same by a child in a mount namespace of its own."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         pid, pidfd = libc.clone3(libc.CLONE_NEWNS)
         if pid == 0:
-            _serve(theirs, mapped, lower, values, relative, place)
+            _serve(theirs, mapped, lower, values, names, place)
         os.close(pidfd)
         theirs.close()
         data, fds, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_CMSG_CLOEXEC)
@@ -143,11 +148,11 @@ def _serve(
     mapped: int,
     lower: Sequence[str],
     values: dict[str, str],
-    relative: dict[str, str],
+    names: dict[str, str],
     place: str,
 ) -> None:
     try:
-        socket.send_fds(answer, [b"0"], [_attached(mapped, lower, values, relative, place)])
+        socket.send_fds(answer, [b"0"], [_attached(mapped, lower, values, names, place)])
     except OSError as error:
         answer.send(b"%d" % (error.errno or 22))
     finally:

@@ -20,7 +20,7 @@ from dray.base.errors import Unsupported
 from dray.linux import netlink
 from dray.linux.netlink import Netlink, Request
 
-NFPROTO_IPV4, NFPROTO_IPV6 = 2, 10
+NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 16, 17
@@ -30,7 +30,7 @@ NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 
-_NAME = 1  # NFTA_TABLE_NAME
+_NAME, _TABLE_HANDLE = 1, 4  # NFTA_TABLE_*
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
@@ -269,14 +269,18 @@ class Nftables:
 
     def has_table(self, family: int, table: str) -> bool:
         """Tell whether a table exists."""
+        return self.table_handle(family, table) is not None
+
+    def table_handle(self, family: int, table: str) -> int | None:
+        """Return the number of a table, which no later table of that name bears; None if there is no such table."""
         body = _header(family) + netlink.text(_NAME, table)
         try:
-            self._netlink.ask(Request("nftables: look up table", _SUBSYSTEM | GETTABLE, 0, body))
+            found = self._netlink.ask(Request("nftables: look up table", _SUBSYSTEM | GETTABLE, 0, body))
         except OSError as error:
             if error.errno == errno.ENOENT:
-                return False
+                return None
             raise
-        return True
+        return int.from_bytes(netlink.parse(found.body[4:]).get(_TABLE_HANDLE, b""), "big")
 
     def elements(self, family: int, table: str, set_name: str) -> list[Element]:
         """List the elements of a set; none if there is no such table or set."""
@@ -292,6 +296,12 @@ class Nftables:
             for _, element in netlink.each(netlink.parse(message.body[4:]).get(_ELEMENTS_LIST, b"")):
                 found.append(_decode(element))
         return found
+
+    def rules_name(self, family: int, table: str, word: str) -> bool:
+        """Tell whether a rule of a table has a word (of an interface, say) in what it compares with."""
+        body = _header(family) + netlink.text(_RULE_TABLE, table)
+        request = Request("nftables: list rules", _SUBSYSTEM | GETRULE, 0, body)
+        return any(word.encode() in message.body for message in self._netlink.dump(request))
 
     def base_chains(self) -> list[BaseChain]:
         """List the base chains of all tables."""
@@ -333,11 +343,11 @@ class Watch:
         """Close the socket."""
         self._netlink.close()
 
-    def deleted(self, table: str) -> bool:
-        """Read what happened; tell whether somebody else deleted, or may have deleted, a table of that name."""
+    def deleted(self, table: str) -> bool | None:
+        """Read what happened; tell whether somebody else deleted a table of that name; None: too much happened."""
         happened = self._netlink.notifications()
         if happened is None:
-            return True
+            return None
         return any(
             sender != self._ours
             and message.type == _SUBSYSTEM | DELTABLE

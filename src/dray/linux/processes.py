@@ -50,6 +50,12 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def forget_wakeups() -> None:
+    """Write no byte for a signal any more. The loop that was forked from has Python write to a pipe, and whatever
+    is opened next may have the pipe's number: a socket pair with a stray byte in it ends with ECONNRESET."""
+    _signal.set_wakeup_fd(-1)
+
+
 def close_others(keep: set[int]) -> None:
     """Close every descriptor from 3 on but those of `keep`."""
     first = 3

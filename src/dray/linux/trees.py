@@ -18,7 +18,7 @@ from dray.base.files import owned_fd
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEP = 100
-_OVERLAY = ("trusted.overlay.", "user.overlay.")
+OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
 
 
 def copy_tree(source: str | os.PathLike[str] | int, target: str | os.PathLike[str] | int) -> None:
@@ -144,7 +144,7 @@ def copy_xattrs(old: int | bytes, new: int | bytes) -> None:
             return
         raise
     for name in names:
-        if name.startswith(_OVERLAY):
+        if name.startswith(OVERLAY_XATTRS):
             continue
         try:
             if follow:

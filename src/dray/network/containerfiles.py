@@ -62,6 +62,28 @@ def remove_addresses(directory: str, endpoints: Iterable[Endpoint]) -> None:
             _replace(fd, new)
 
 
+def set_addresses(
+    directory: str, endpoints: Iterable[Endpoint], names: str, *, others: Iterable[str] = ()
+) -> None:
+    """Have the container's own names in /etc/hosts for these endpoints' addresses alone, in lines as we write them.
+
+    others: addresses that were given these names on purpose (`--add-host`)
+    """
+    wanted = _addresses(endpoints)
+    with contextlib.suppress(FileNotFoundError), _opened(f"{directory}/hosts") as fd:
+        old = os.pread(fd, _LARGEST, 0)
+        lines, known = [], set()
+        for line in old.splitlines():
+            address, _, rest = line.decode(errors="surrogateescape").partition("\t")
+            if rest != names or address in wanted or address in others:
+                lines.append(line)
+            known.add(address)
+        lines += [_encode(f"{address}\t{names}") for address in wanted if names and address not in known]
+        new = b"".join(line + b"\n" for line in lines)
+        if new != old:
+            _replace(fd, new)
+
+
 def _addresses(endpoints: Iterable[Endpoint]) -> list[str]:
     return [address for one in endpoints for address in (one.ipv4, one.ipv6) if address]
 

@@ -2,7 +2,7 @@
 
 `attach` builds a container's whole network before any of its processes exist, `detach` takes it down; both are a
 few netlink messages (about a millisecond), so they run straight on the event loop, and nothing else of ours runs
-in between. Every step of `attach` has its undo on one stack.
+in between (but between every few of many published ports). Every step of `attach` has its undo on one stack.
 
 What containers hold is known from their stored endpoints; `start` makes the kernel follow them.
 """
@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from types import MappingProxyType
 
@@ -25,6 +25,7 @@ from dray.network import detour, endpoints, firewall, forwarding, hostfiles, liv
 from dray.network.asks import NetworkAsk
 from dray.network.bridge import BridgeDriver
 from dray.network.claim import Claim, check_bridge
+from dray.network.firewalld import Firewalld
 from dray.network.host import HostDriver
 from dray.network.ipam import Ipam
 from dray.network.macvlan import IpvlanDriver, MacvlanDriver
@@ -95,15 +96,17 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
         self._peers = PeerFollower(self._overlay, self._firewall, self._networks.all)
+        self._firewalld = Firewalld(lambda: [one.interface for one in self._bridges() if not one.internal])
 
     async def start(
         self, running: Mapping[str, Sequence[Endpoint]], *, pids: Mapping[str, int] = MappingProxyType({})
-    ) -> None:
+    ) -> list[str]:
         """Make the kernel follow the records; `running` are the stored endpoints of the containers that run, `pids`
         their first processes.
 
-        What is missing is made, what is left over is removed, and established connections go on. Unsupported,
-        saying what to do, where the host forbids what is needed.
+        What is missing is made, what is left over is removed, and established connections go on. Returns the ids of
+        the containers that were half way into or out of a network. Unsupported, saying what to do, where the host
+        forbids what is needed.
         """
         self._networks.load()
         for network in self._bridges():
@@ -118,13 +121,15 @@ class Controller:
             if not network.config_only:
                 self._networks.driver(network).up(network)
         self._forward()
-        self._reconcile(everything, pids)
+        halfway = self._reconcile(everything, pids)
         self._peers.follow()
         self._plugged.start(self._networks.all(), everything)
         if self._firewall is not None:
             asyncio.get_running_loop().add_reader(self._firewall, self._firewall.check)
             self._watching = True
+            self._firewalld.start()
         self._pool.fill()
+        return halfway
 
     async def close(self, *, wipe: bool = False) -> None:
         """Give up sockets and spare namespaces; networks and containers stay as they are.
@@ -132,6 +137,7 @@ class Controller:
         wipe: no container runs and the host shall be as before: bridges, tables and forwarding go too
         """
         self._peers.close()
+        await self._firewalld.close()
         await self._plugged.close()
         await self._pool.close()
         await asyncio.gather(*self._tasks)
@@ -191,6 +197,11 @@ class Controller:
             found.append(
                 f"WARNING: nftables chain {chain} drops forwarded packets by policy: containers are reachable from "
                 "this host alone until it accepts the bridges' interfaces"
+            )
+        for bridge in self._firewall.rejected_by_firewalld() if self._firewall is not None else ():
+            found.append(
+                f"WARNING: firewalld rejects what containers on {bridge} send beyond this host: run 'firewall-cmd "
+                f"--permanent --zone=trusted --add-interface={bridge}' and 'firewall-cmd --reload'"
             )
         return found
 
@@ -260,15 +271,6 @@ class Controller:
         self._peers.follow()
         return network
 
-    async def prune(self, select: Callable[[Network], bool]) -> list[Network]:
-        """Remove the selected networks that can be removed and that nobody is in; return them."""
-        removed: list[Network] = []
-        for network in self._networks.all():
-            if not network.predefined and select(network) and not self.members(network.id):
-                with contextlib.suppress(Forbidden):  # a configuration that another network uses
-                    removed.append(await self.remove(network.id))
-        return removed
-
     async def attach(self, container_id: str, ask: SandboxAsk) -> Attachment:
         """Build a container's network: namespace, interfaces, addresses, routes, published ports.
 
@@ -304,7 +306,9 @@ class Controller:
             undo.callback(namespace.close)
             built = self._build(container_id, ask, planned, undo)
             failpoints.reach("start.addressed")
-            made = self._wiring.wire(ask, built, namespace, undo)
+            self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in built}
+            undo.callback(self._endpoints.pop, container_id, None)
+            made = await self._wiring.wire(ask, built, namespace, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
             undo.pop_all()
         made.netns, made.userns = namespace.detach()
@@ -323,9 +327,11 @@ class Controller:
                     for network, asked in planned
                 ]
                 named = endpoints.name_interfaces(built, self._network, prefixes=joining.prefixes)
-                made = self._wiring.wire(ask, endpoints.route(named), namespace, undo)
-                self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
+                built = endpoints.route(named)
+                self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in built}
                 undo.callback(self._endpoints.pop, container_id, None)
+                made = await self._wiring.wire(ask, built, namespace, undo)
+                self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in made.endpoints}
                 await self._plugged.route(made.endpoints)
             undo.pop_all()
         made.netns, made.userns = namespace.detach()
@@ -343,7 +349,7 @@ class Controller:
         failpoints.reach("stop.unplugged")
         # Addresses and ports of a stale endpoint may be another container's by now: only what we know is freed.
         for endpoint in known.values():
-            self._publisher.withdraw(endpoint)
+            await self._publisher.withdraw(endpoint)
             self._release(endpoint)
         failpoints.reach("stop.released")
 
@@ -363,10 +369,10 @@ class Controller:
                 joining = self._plugged.joining(sandbox_path(netns))
                 async with joining as plugins:
                     build = plugins.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
-                    after = self._wiring.join(inside, netns, await build, held, plugins.prefixes, undo)
+                    after = await self._wiring.join(inside, netns, await build, held, plugins.prefixes, undo)
             else:
                 built = endpoints.build(network, ask, sandbox_ask, container_id, pools=self._ipam, undo=undo)
-                after = self._wiring.join(inside, netns, built, held, {}, undo)
+                after = await self._wiring.join(inside, netns, built, held, {}, undo)
             self._endpoints[container_id] = {endpoint.network_id: endpoint for endpoint in after}
             undo.pop_all()
         try:
@@ -398,9 +404,9 @@ class Controller:
         with sandbox.of_process(pid) as netns, sandbox.inside(netns, Links.open) as inside:
             self._networks.driver(network).unplug(network, known)
             failpoints.reach("disconnect.unplugged")
-            live.forget(inside, known)
+            await asyncio.to_thread(live.forget, inside, known)  # 15 ms and more
             failpoints.reach("disconnect.released")
-            after = self._wiring.reroute(inside, list(held.values()), gone=known)
+            after = await self._wiring.reroute(inside, list(held.values()), gone=known)
             failpoints.reach("disconnect.routed")
         self._endpoints[container_id] = {end.network_id: end for end in after}
         await self._plugged.leave([known])
@@ -443,6 +449,7 @@ class Controller:
         if undo is not None:
             undo.callback(self._rules)
         self._firewall.set_networks(self._bridges())
+        self._firewalld.changed()
 
     def _forward(self) -> None:
         """Let the host forward packets for the families that its bridges use."""
@@ -451,8 +458,9 @@ class Controller:
             drop = not self._config.ip_forward_no_drop
             forwarding.follow(self._bridges(), self._host, self._firewall, veths, drop=drop)
 
-    def _reconcile(self, everything: Sequence[Endpoint], pids: Mapping[str, int]) -> None:
-        """Put interfaces of running containers right, and remove those that nothing wants any more."""
+    def _reconcile(self, everything: Sequence[Endpoint], pids: Mapping[str, int]) -> list[str]:
+        """Put interfaces of running containers right, and remove those that nothing wants any more; return the ids
+        of the containers that needed it."""
         present = {link.name: link for link in self._host.links()}
         for endpoint in everything:
             network = self._networks.get(endpoint.network_id)
@@ -462,7 +470,8 @@ class Controller:
         keep = {network.interface for network in self._networks.all()} | {endpoint.veth for endpoint in everything}
         keep |= self._overlay.kept() | set(detour.names(self._config.table_name))
         owner = self._config.table_name
-        for container_id in repair.damaged(self._endpoints, present.values(), owner=owner, keep=keep):
+        damaged = repair.damaged(self._endpoints, present.values(), owner=owner, keep=keep)
+        for container_id in damaged:
             if container_id in pids:
                 self._mend(container_id, pids[container_id])
         left = self._bridge.sweep(keep)
@@ -470,6 +479,7 @@ class Controller:
             task = asyncio.get_running_loop().create_task(asyncio.to_thread(live.delete, left))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        return damaged
 
     def _mend(self, container_id: str, pid: int) -> None:
         with ExitStack() as undo, contextlib.suppress(NotFound):  # it is ending

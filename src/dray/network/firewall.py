@@ -34,6 +34,7 @@ from dray.linux.links import Links
 from dray.linux.nftables import (
     DROP,
     HOOK_FORWARD,
+    NFPROTO_INET,
     NFPROTO_IPV4,
     NFPROTO_IPV6,
     Batch,
@@ -61,6 +62,7 @@ class Firewall:
         self._published: dict[Published, None] = {}
         self._overlays: dict[int, list[str]] = {}
         self._encrypted = False
+        self._made: list[int | None] = []
         self._guarded: dict[int, set[str]] = {family: set() for family in FAMILIES}
 
     def close(self) -> None:
@@ -74,7 +76,12 @@ class Firewall:
 
     def check(self) -> None:
         """Put our tables back if somebody else deleted them."""
-        if self._watch.deleted(self._table) and (self._networks or self._overlays):
+        deleted = self._watch.deleted(self._table)
+        if not self._networks and not self._overlays:
+            return
+        if deleted is None:  # thousands of ports of our own, usually
+            deleted = self._numbers() != self._made
+        if deleted:
             self.restore()
 
     def start(self, networks: Sequence[Network], published: Iterable[Published]) -> None:
@@ -97,6 +104,10 @@ class Firewall:
                 batch.delete_table()
             batches.append(batch)
         self._nft.commit(*batches)
+        self._made = self._numbers()
+
+    def _numbers(self) -> list[int | None]:
+        return [self._nft.table_handle(family, self._table) for family in self.families]
 
     def remove(self) -> None:
         """Delete the tables."""
@@ -175,7 +186,7 @@ class Firewall:
 
     def blocking_chains(self) -> list[str]:
         """Return the chains of others that drop forwarded packets by policy, as `family table chain`."""
-        names = {NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6", 1: "inet"}
+        names = {NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6", NFPROTO_INET: "inet"}
         return [
             f"{names[chain.family]} {chain.table} {chain.name}"
             for chain in self._nft.base_chains()
@@ -184,6 +195,14 @@ class Firewall:
             and chain.hook.number == HOOK_FORWARD
             and chain.hook.policy == DROP
         ]
+
+    def rejected_by_firewalld(self) -> list[str]:
+        """Return the bridges that firewalld does not know: it rejects what it forwards from unknown interfaces (and
+        lets in what was redirected)."""
+        if not self._nft.has_table(NFPROTO_INET, "firewalld"):
+            return []
+        bridges = [network.interface for network in self._networks if not network.internal]
+        return [name for name in bridges if not self._nft.rules_name(NFPROTO_INET, "firewalld", name)]
 
     def _commit(self, *batches: Batch) -> None:
         try:

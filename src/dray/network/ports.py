@@ -61,12 +61,18 @@ class Reach(Struct, frozen=True):
     direct: bool = False
 
 
+def in_order(asks: Iterable[PortAsk]) -> list[PortAsk]:
+    """Return the order in which to reserve ports: fixed ones first, so that none is given away to who takes any."""
+    return sorted(asks, key=lambda ask: (ask.first == 0, ask.last != ask.first))
+
+
 class HostPorts:
     """The ports that our containers hold."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, int], dict[str, str]] = {}  # (protocol, port) → host address → container
         self._cursor: dict[str, int] = {}
+        self._dynamic: tuple[int, int] | None = None  # the kernel's range, read once for the ports of one call
 
     def adopt(self, container_id: str, bindings: Iterable[PortBinding]) -> None:
         """Remember what a running container holds already."""
@@ -86,16 +92,18 @@ class HostPorts:
     def reserve(
         self, endpoint: Endpoint, asks: Sequence[PortAsk], default_ip: str, reach: Reach, undo: ExitStack
     ) -> list[Reservation]:
-        """Reserve all asked ports, fixed ones first; `undo` gives them back.
+        """Reserve the asked ports (in the order of `in_order`); `undo` gives them back.
 
         Internal, in Docker's words, for a port that is taken; InvalidParameter for one that makes no sense.
         """
         found: list[Reservation] = []
-        for ask in sorted(asks, key=lambda ask: (ask.first == 0, ask.last != ask.first)):
+        self._dynamic = None
+        undo.callback(self._give_back, endpoint.container_id, found)
+        for ask in asks:
             _check(ask)
             found += _opened(endpoint, ask, default_ip, reach)
             try:
-                found += self._reserve(endpoint, ask, default_ip, reach, undo)
+                found += self._reserve(endpoint, ask, default_ip, reach)
             except PortTaken as error:
                 raise Internal(
                     "driver failed programming external connectivity on endpoint "
@@ -103,9 +111,13 @@ class HostPorts:
                 ) from None
         return found
 
-    def _reserve(
-        self, endpoint: Endpoint, ask: PortAsk, default_ip: str, reach: Reach, undo: ExitStack
-    ) -> list[Reservation]:
+    def _give_back(self, container_id: str, reserved: Iterable[Reservation]) -> None:
+        for one in reserved:
+            self.release(container_id, [one.binding])
+            if one.sock is not None:
+                one.sock.close()
+
+    def _reserve(self, endpoint: Endpoint, ask: PortAsk, default_ip: str, reach: Reach) -> list[Reservation]:
         addresses = _host_addresses(ask, default_ip, reach)
         left = [host for host in addresses if _family(host) not in reach.routed]
         if addresses and not left:
@@ -124,7 +136,7 @@ class HostPorts:
         failure: PortTaken | None = None
         for port in self._candidates(ask):
             try:
-                return self._reserve_at(port, endpoint, ask, wanted, reach.direct, undo)
+                return self._reserve_at(port, endpoint, ask, wanted, reach.direct)
             except PortTaken as error:
                 failure = error
         if failure is not None and ask.first and ask.first == ask.last:
@@ -138,11 +150,10 @@ class HostPorts:
         ask: PortAsk,
         wanted: list[tuple[str, str, bool]],
         direct: bool,
-        undo: ExitStack,
     ) -> list[Reservation]:
         """Take one host port on all the addresses, or none."""
-        with ExitStack() as partial:
-            found: list[Reservation] = []
+        found: list[Reservation] = []
+        try:
             for host, forward, published in wanted:
                 if self._taken(ask.protocol, host, port):
                     raise PortTaken(f"Bind for {_join(host, port)} failed: port is already allocated")
@@ -155,25 +166,24 @@ class HostPorts:
                         f"failed to bind host port for {_join(host, port)}:{_join(target or forward, ask.container_port)}"
                         f"/{ask.protocol}: {words}"
                     ) from None
-                if sock is not None:
-                    partial.callback(sock.close)
                 binding = PortBinding(
                     protocol=ask.protocol, container_port=ask.container_port, host_ip=host, host_port=port
                 )
-                redirect = None
-                if published:
-                    redirect = published_port(endpoint, binding, direct=direct)
+                redirect = published_port(endpoint, binding, direct=direct) if published else None
                 self._hold(endpoint.container_id, binding)
-                partial.callback(self.release, endpoint.container_id, [binding])
                 found.append(Reservation(binding, sock, redirect, forward))
-            undo.push(partial.pop_all())
+        except BaseException:
+            self._give_back(endpoint.container_id, found)
+            raise
         return found
 
     def _candidates(self, ask: PortAsk) -> Iterator[int]:
         if ask.first:
             yield from range(ask.first, (ask.last or ask.first) + 1)
             return
-        first, last = _dynamic_range()
+        if self._dynamic is None:
+            self._dynamic = _dynamic_range()
+        first, last = self._dynamic
         cursor = self._cursor.get(ask.protocol, first)
         for n in range(last - first + 1):
             port = first + (cursor - first + n) % (last - first + 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
+from typing import TypeVar
 
 import msgspec
 
@@ -14,9 +16,14 @@ from dray.linux.links import Links
 from dray.linux.nftables import NFPROTO_IPV4
 from dray.network import options, sysctls
 from dray.network.firewall import FAMILIES, Firewall
-from dray.network.model import Attachment, Endpoint, Network, NetworkConfig, PortAsk, SandboxAsk
-from dray.network.ports import HostPorts, Reach, published_port
+from dray.network.model import Attachment, Endpoint, Network, NetworkConfig, PortAsk, PortBinding, SandboxAsk
+from dray.network.ports import HostPorts, Reach, Reservation, in_order, published_port
 from dray.network.rules import Published
+
+T = TypeVar("T")
+
+# Ports handled in one go: some milliseconds. Between these the event loop does what else there is to do.
+_AT_ONCE = 64
 
 
 class Publisher:
@@ -36,7 +43,7 @@ class Publisher:
         self._ports = ports
         self._host = host
 
-    def publish(
+    async def publish(
         self,
         held: Sequence[Endpoint],
         ask: SandboxAsk,
@@ -44,7 +51,8 @@ class Publisher:
         undo: ExitStack,
     ) -> list[Endpoint]:
         """Publish a container's ports through the endpoint that carries its default route (as Docker, a container
-        on internal networks alone publishes nothing). Fills `made` with sockets and forwards."""
+        on internal networks alone publishes nothing). Fills `made` with sockets and forwards. Suspends only where
+        there are many."""
         asks = _asks(ask)
         index = _carrier(held)
         if not asks or index is None:
@@ -54,9 +62,7 @@ class Publisher:
         if network.driver != "bridge":
             return list(held)  # its containers are on the host's own wire: nothing leads there by a host port
         default_ip = network.options.get(options.HOST_BINDING) or self._config.default_binding
-        reserved = self._ports.reserve(endpoint, asks, default_ip, self._reach(network), undo)
-        redirections = [one.published for one in reserved if one.published is not None]
-        self._redirect(redirections, undo)
+        reserved = await self._reserve(endpoint, in_order(asks), default_ip, self._reach(network), undo)
         for one in reserved:
             if one.sock is None:
                 continue
@@ -73,38 +79,77 @@ class Publisher:
         changed[index] = msgspec.structs.replace(endpoint, ports=bindings)
         return changed
 
+    async def _reserve(
+        self, endpoint: Endpoint, asks: Sequence[PortAsk], default_ip: str, reach: Reach, undo: ExitStack
+    ) -> list[Reservation]:
+        """Reserve and redirect; what fails half way is given back as gently as it was taken."""
+        reserved: list[Reservation] = []
+        done: list[ExitStack] = []
+        try:
+            for few in _few(asks):
+                if done:
+                    await asyncio.sleep(0)
+                done.append(ExitStack())
+                new = self._ports.reserve(endpoint, few, default_ip, reach, done[-1])
+                self._redirect([one.published for one in new if one.published is not None], done[-1])
+                reserved += new
+        except BaseException:
+            while done:
+                done.pop().close()
+                await asyncio.sleep(0)
+            raise
+        for stack in done:
+            undo.push(stack)
+        return reserved
+
     def redirections(self, endpoints: Iterable[Endpoint]) -> list[Published]:
         """Return the redirections of endpoints' published ports."""
-        found: list[Published | None] = []
+        found: list[Published] = []
         for endpoint in endpoints:
-            direct = bool(endpoint.ports) and self._direct(self._network(endpoint.network_id))
-            found += [published_port(endpoint, binding, direct=direct) for binding in endpoint.ports]
+            if endpoint.ports:
+                found += self._of_bindings(endpoint, endpoint.ports, self._network(endpoint.network_id))
+        return found
+
+    def _of_bindings(
+        self, endpoint: Endpoint, bindings: Iterable[PortBinding], network: Network
+    ) -> list[Published]:
+        direct = self._direct(network)
         families = self._firewall.families if self._firewall is not None else ()
+        found = (published_port(endpoint, binding, direct=direct) for binding in bindings)
         return [port for port in found if port is not None and port.family in families and port.host_ip != "::1"]
 
     def adopt(self, endpoint: Endpoint) -> None:
         """Remember the ports of a running container."""
         self._ports.adopt(endpoint.container_id, endpoint.ports)
 
-    def withdraw(self, endpoint: Endpoint) -> None:
+    async def withdraw(self, endpoint: Endpoint) -> None:
         """Publish the endpoint's ports no longer."""
-        if not endpoint.ports:
-            return
-        self._withdraw(self.redirections([endpoint]))
-        self._ports.release(endpoint.container_id, endpoint.ports)
+        if endpoint.ports:
+            await self._withdraw_all(endpoint)
+            self._ports.release(endpoint.container_id, endpoint.ports)
 
-    def move(self, held: Sequence[Endpoint], gone: Endpoint | None) -> list[Endpoint]:
+    async def _withdraw_all(self, endpoint: Endpoint) -> None:
+        network = self._network(endpoint.network_id)
+        for number, few in enumerate(_few(endpoint.ports)):
+            if number:
+                await asyncio.sleep(0)
+            self._withdraw(self._of_bindings(endpoint, few, network))
+
+    async def move(self, held: Sequence[Endpoint], gone: Endpoint | None) -> list[Endpoint]:
         """After the default route moved (or `gone` left), let the published ports lead to the endpoint that
         carries it now. The reservations stay where they are, with the container's shim."""
         index = _carrier(held)
         before = next((end for end in [*held, *([gone] if gone else [])] if end.ports), None)
         if before is None or (index is not None and held[index].id == before.id):
             return list(held)
-        self._withdraw(self.redirections([before]))
+        await self._withdraw_all(before)
         after = [msgspec.structs.replace(end, ports=[]) if end.ports else end for end in held]
         if index is not None:
             after[index] = msgspec.structs.replace(after[index], ports=before.ports)
-            self._redirect(self.redirections([after[index]]), None)
+            network = self._network(after[index].network_id)
+            for few in _few(before.ports):
+                self._redirect(self._of_bindings(after[index], few, network), None)
+                await asyncio.sleep(0)
         return after
 
     def _redirect(self, redirections: Sequence[Published], undo: ExitStack | None) -> None:
@@ -113,12 +158,12 @@ class Publisher:
         if undo is not None:
             undo.callback(self._firewall.unpublish, redirections)
         self._firewall.publish(redirections)
-        for port in _udp(redirections):
+        for family, ports in _udp(redirections).items():
             # Senders that were there first have flows to the host itself, which no redirection touches.
             own = {found.ip for _, found in self._host.addresses()}
             conntrack.forget_udp(
-                _family(port),
-                port.host_port,
+                family,
+                [port.host_port for port in ports],
                 lambda flow, own=own: (
                     flow.destination in own  # type: ignore[misc]
                     and flow.answered_from == flow.destination
@@ -129,12 +174,12 @@ class Publisher:
         if self._firewall is None or not redirections:
             return
         self._firewall.unpublish(redirections)
-        for port in _udp(redirections):
-            old = ip_address(port.address)
+        for family, ports in _udp(redirections).items():
+            old = {ip_address(port.address) for port in ports}
             conntrack.forget_udp(
-                _family(port),
-                port.host_port,
-                lambda flow, old=old: flow.answered_from == old,  # type: ignore[misc]
+                family,
+                [port.host_port for port in ports],
+                lambda flow, old=old: flow.answered_from in old,  # type: ignore[misc]
             )
 
     def _direct(self, network: Network) -> bool:
@@ -172,9 +217,16 @@ def _carrier(held: Sequence[Endpoint]) -> int | None:
     return None
 
 
-def _udp(redirections: Iterable[Published]) -> list[Published]:
-    return [port for port in redirections if port.protocol == "udp" and port.host_port]
+def _udp(redirections: Iterable[Published]) -> dict[int, list[Published]]:
+    """Return the UDP ports of the host by AF_*."""
+    found: dict[int, list[Published]] = {}
+    for port in redirections:
+        if port.protocol == "udp" and port.host_port:
+            family = socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET
+            found.setdefault(int(family), []).append(port)
+    return found
 
 
-def _family(port: Published) -> int:
-    return socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET
+def _few(things: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Return them in parts."""
+    return (things[first : first + _AT_ONCE] for first in range(0, len(things), _AT_ONCE))

@@ -1,7 +1,7 @@
 """From endpoints to a sandbox whose interfaces carry packets: plugged in, with addresses, routes and published ports.
 
-No awaiting: between the first step and the last nothing else of ours runs. Every step has its undo on the caller's
-stack.
+Between the first step and the last nothing else of ours runs, but where a container publishes many ports: the
+caller has its endpoints known as members of their networks by then. Every step has its undo on the caller's stack.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Wiring:
         self._network = network
         self._driver = driver
 
-    def wire(
+    async def wire(
         self, ask: SandboxAsk, built: Sequence[Endpoint], namespace: Namespace, undo: ExitStack
     ) -> Attachment:
         """Wire a fresh namespace, and publish what the container asks for. The namespace stays the caller's."""
@@ -44,12 +44,12 @@ class Wiring:
         sandbox.wire(namespace.inside, built)
         failpoints.reach("start.wired")
         self.ready(built)
-        made.endpoints = self._publisher.publish(built, ask, made, undo)
+        made.endpoints = await self._publisher.publish(built, ask, made, undo)
         failpoints.reach("start.published")
         made.sysctls = endpoints.sysctls(built, ipv6=sysctls.has_ipv6())
         return made
 
-    def join(
+    async def join(
         self,
         inside: Links,
         netns: int,
@@ -70,15 +70,17 @@ class Wiring:
         sandbox.wire(inside, [built], fresh=False)
         failpoints.reach("connect.wired")
         self.ready([built])
-        after = self.reroute(inside, [*held, built])
+        after = await self.reroute(inside, [*held, built])
         failpoints.reach("connect.routed")
         return after
 
-    def reroute(self, inside: Links, held: Sequence[Endpoint], gone: Endpoint | None = None) -> list[Endpoint]:
+    async def reroute(
+        self, inside: Links, held: Sequence[Endpoint], gone: Endpoint | None = None
+    ) -> list[Endpoint]:
         """Give default routes and published ports out anew, after an endpoint came or has `gone`."""
         after = endpoints.route(held)
         live.reroute(inside, held, after)
-        return self._publisher.move(after, gone)
+        return await self._publisher.move(after, gone)
 
     def plug(self, endpoint: Endpoint, netns: int, undo: ExitStack) -> None:
         """Make an endpoint's interface in a namespace, and limit what reaches it."""

@@ -8,10 +8,9 @@ import time
 from dray.base.errors import InvalidParameter, Unavailable
 from dray.base.patterns import pattern
 from dray.oci.image import Descriptor
-from dray.registry.transport import FLOOR, WINDOW, Response
+from dray.registry.transport import BLOCK, FLOOR, WINDOW, Response
 
 _CONTENT_RANGE = pattern(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
-_ENOUGH = 256 << 10  # bytes after which a read returns, however many were asked for
 
 
 class RemoteBlob:
@@ -26,13 +25,26 @@ class RemoteBlob:
             response.close()
             raise
         self.ranged = response.status == 206 or "bytes" in response.header("Accept-Ranges")
+        whole = response.header("Content-Length") and not response.header("Transfer-Encoding")
+        direct = whole and response.url.startswith("https:")
+        self._buffer = memoryview(bytearray(BLOCK)) if direct else None
         self._received = 0
         self._window = (time.monotonic(), 0)
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, b"" at the end; Unavailable if it stalls or breaks off."""
+        if self._buffer is None:
+            return self._gathered(size)
+        count = self._response.read_into(self._buffer[:size])
+        self._count(count)
+        if not count:
+            self._ended()
+        return bytes(self._buffer[:count])
+
+    def _gathered(self, size: int) -> bytes:
+        """The same of any body; without TLS this is the faster way."""
         pieces: list[bytes] = []
-        held, wanted = 0, min(size, _ENOUGH)
+        held, wanted = 0, min(size, BLOCK)
         while held < wanted:
             piece = self._response.read(wanted - held)
             if not piece:

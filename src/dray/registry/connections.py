@@ -3,6 +3,9 @@
 A socket timeout starts again with every byte, so a peer that sends one byte every few seconds, or `100 Continue`
 without end, would hold a thread for ever. A `Watchdog` shuts the socket of whatever has passed its deadline down;
 the blocked call then fails.
+
+A host that is gone without a word (cut off, switched off) is noticed by keepalive probes after `DEAD` seconds; a
+registry that is only slow answers them, and has the longer timeouts of `transport`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,15 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import HTTPResponse
 
+DEAD = 20.0  # seconds after which a silent host that answers no probe counts as gone
+_PROBES, _PACE = 3, 4  # probes that may be lost, seconds between them
+_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(DEAD) - _PROBES * _PACE),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PACE),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES),
+)
 _TICK = 0.5  # seconds between two looks at the deadlines
 _IDLE = 5.0  # seconds without anything to watch after which the thread ends
 
@@ -150,6 +162,7 @@ POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
 def open_manager(proxy: str, context: ssl.SSLContext, *, size: int = 16) -> PoolManager:
     """Return pools of connections, straight or through a proxy, that verify what `context` says."""
     kept: dict[str, Any] = {"maxsize": size, "num_pools": 8, "ssl_context": context, "retries": False}
+    kept["socket_options"] = _OPTIONS
     if not context.check_hostname:
         kept.update(cert_reqs="CERT_NONE", assert_hostname=False)
     if not proxy:

@@ -89,7 +89,8 @@ class Repository(Protocol):
         asked for; the descriptor is of the very bytes returned."""
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> BlobStream:
-        """Open a blob from `start` up to, not including, `end`. Nothing is checked here but lengths."""
+        """Open a blob from `start` up to, not including, `end`; if the registry lacks it, at one of the descriptor's
+        `urls`. Nothing is checked here but lengths."""
 
     def has_blob(self, digest: str) -> bool:
         """Tell whether the registry has a blob in this repository."""

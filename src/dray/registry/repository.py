@@ -26,6 +26,7 @@ from dray.oci import image as oci
 from dray.oci.image import Descriptor
 from dray.registry.answers import PlainAnswer
 from dray.registry.blobs import RemoteBlob
+from dray.registry.foreign import open_foreign
 from dray.registry.model import ANONYMOUS, MANIFEST_LIMIT, Credentials
 from dray.registry.session import Session
 from dray.registry.settings import RegistrySettings
@@ -61,6 +62,7 @@ class RemoteRepository:
         self._push = push
         self._transport = Transport(settings)
         self._sessions: list[Session] | None = None
+        self._elsewhere: set[str] = set()  # blobs that the registry has not got, only their foreign addresses
 
     def _endpoints(self) -> list[Session]:
         """Return the sessions, the one that answered last first; made late, since hosts may be looked up."""
@@ -167,7 +169,7 @@ class RemoteRepository:
     # -- blobs
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> RemoteBlob:
-        """Open a blob, or a part of it."""
+        """Open a blob, or a part of it; at its foreign addresses, if it has any and the registry has not got it."""
         headers = {}
         if start or end is not None:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
@@ -180,18 +182,32 @@ class RemoteRepository:
                 raise InvalidParameter(f"{response.request}: the registry sent a part where none was asked for")
             return RemoteBlob(response, descriptor, start, end)
 
-        return self._first(fetch)
+        if not descriptor.urls:
+            return self._first(fetch)
+        if descriptor.digest not in self._elsewhere:
+            try:
+                return self._first(fetch)
+            except NotFound:
+                self._elsewhere.add(descriptor.digest)
+        return open_foreign(self._transport, descriptor.urls, descriptor, start, end)
 
     def has_blob(self, digest: str) -> bool:
         """Tell whether the registry has a blob in this repository."""
+        return self._head_of_blob(digest) is not None
 
-        def ask(session: Session) -> bool:
+    def blob_size(self, digest: str) -> int | None:
+        """Return the size of a blob as HEAD tells it, None if it does not; NotFound if the repository has none such."""
+        response = self._head_of_blob(digest)
+        if response is None:
+            raise NotFound(f"{self.name.familiar} has no blob {digest}")
+        length = response.header("Content-Length")
+        return int(length) if length.isascii() and length.isdigit() else None
+
+    def _head_of_blob(self, digest: str) -> Response | None:
+        def ask(session: Session) -> Response | None:
             response = session.exchange("HEAD", session.url(_blob(digest)))
             response.release()
-            if response.status == 404:
-                return False
-            session.expect(response, 200)
-            return True
+            return None if response.status == 404 else session.expect(response, 200)
 
         return self._first(lambda session: session.retrying(lambda: ask(session)))
 

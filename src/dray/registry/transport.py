@@ -7,6 +7,7 @@ bytes per second. A `Transport` may be used by several threads; `close` breaks w
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import ssl
@@ -15,6 +16,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -26,7 +28,7 @@ from dray import __version__
 from dray.base.errors import DrayError, Forbidden, InvalidParameter, Unavailable
 from dray.registry.answers import go_request, tls_failure
 from dray.registry.certificates import tls_context
-from dray.registry.connections import WATCHDOG, open_manager, shut
+from dray.registry.connections import DEAD, WATCHDOG, open_manager, shut
 from dray.registry.model import Unreachable
 from dray.registry.proxies import redacted
 from dray.registry.settings import Endpoint, RegistrySettings
@@ -35,6 +37,7 @@ CONNECT = 15.0  # seconds to connect to one address
 STALL = 30.0  # seconds without a single byte after which a peer counts as gone
 WINDOW = 30.0  # seconds over which the floor is measured
 FLOOR = 32 << 10  # bytes in a window, below which a peer counts as stalling
+BLOCK = 256 << 10  # bytes that are waited for at once where reading less costs too much
 PATIENCE = 60.0  # seconds for a whole small body
 REDIRECTS = 10
 _PIECE = 256 << 10
@@ -71,6 +74,10 @@ class Response:
     def read(self, size: int) -> bytes:
         """Return some bytes of the body, at most `size`, b"" at its end."""
         return self._transport.read(self, size)
+
+    def read_into(self, view: memoryview) -> int:
+        """Fill `view` from the body; see `Transport.read_into`."""
+        return self._transport.read_into(self, view)
 
     def body(self, limit: int, what: str) -> bytes:
         """Read the whole body; InvalidParameter if it is larger than `limit` bytes."""
@@ -235,14 +242,35 @@ class Transport:
                     return response.raw.read1(size)
             return response.raw.read1(size)
         except (http.HTTPError, OSError, ValueError) as error:
-            response.close()
-            if self.closed.is_set():
-                raise Unavailable(f"{response.request}: context canceled") from error
-            if isinstance(error, (http.ReadTimeoutError, TimeoutError)):
-                words = f"the registry sent nothing for {STALL:.0f} s"
-            else:
-                words = "unexpected EOF: the connection broke off"
-            raise Unavailable(f"{response.request}: {words}") from error
+            raise self._broken(response, error) from error
+
+    def read_into(self, response: Response, view: memoryview) -> int:
+        """Fill `view`, of at most BLOCK bytes, from a body whose length is told; return how many bytes came: fewer
+        only at its end. For TLS, which comes in records of 16 KB: by `read`, each would be copied three times.
+        """
+        body: Any = response.raw._original_response  # type: ignore[attr-defined]
+        seconds = BLOCK / FLOOR * WINDOW
+        try:
+            with self.within(response, seconds) as expired:
+                count: int = body.readinto(view)
+        except (HTTPException, OSError, ValueError) as error:
+            raise self._broken(response, error) from error
+        if expired.is_set() or (count < len(view) and self.closed.is_set()):
+            raise self._broken(response, TimeoutError(f"not {BLOCK} bytes in {seconds:.0f} s"))
+        return count
+
+    def _broken(self, response: Response, error: Exception) -> Unavailable:
+        """Drop a connection; return the error for what happened to it."""
+        response.close()
+        if self.closed.is_set():
+            return Unavailable(f"{response.request}: context canceled")
+        if _dead(error):
+            words = f"the registry's host has not answered for {DEAD:.0f} s"
+        elif isinstance(error, (http.ReadTimeoutError, TimeoutError)):
+            words = f"the registry sent nothing for {STALL:.0f} s"
+        else:
+            words = "unexpected EOF: the connection broke off"
+        return Unavailable(f"{response.request}: {words}")
 
     def within(self, response: Response, seconds: float) -> AbstractContextManager[threading.Event]:
         """Bound the time of a block that reads from `response`."""
@@ -265,6 +293,15 @@ class Transport:
             managers, self._managers = list(self._managers.values()), {}
         for manager in managers:
             manager.clear()
+
+
+def _dead(error: BaseException | None) -> bool:
+    """Tell whether the kernel gave a connection up (see `connections`)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _sliced(body: bytes | memoryview | None) -> bytes | memoryview | Iterator[memoryview] | None:

@@ -230,6 +230,7 @@ def _enter_pids(order: Order, channel: Channel) -> None:
 
 def settle(keep: set[int], *, die_with_parent: bool, name: str) -> None:
     """Do what every forked process does first: shed what it inherited."""
+    processes.forget_wakeups()
     processes.close_others(keep)
     os.setsid()
     libc.set_process_name(name)

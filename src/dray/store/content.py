@@ -4,6 +4,7 @@
     <root>/ingest/<name>/data     what has arrived of one
     <root>/ingest/<name>/ref      the key of a resumable ingest; without it the ingest dies with its process
     <root>/ingest/<name>/parts    which parts of it have arrived, see `partial`
+    <root>/recipes/sha256/<hex>   what a blob that was dropped is made from again, see `recipes.book`
 
 Invariants:
 
@@ -15,6 +16,7 @@ Invariants:
 * A lease lives in memory: after a crash nothing is leased, and what no record references goes at next start.
 * A blob that a transfer has brought in whole bears a bookmark (an ingest with nothing but its `ref`) until what
   refers to it is recorded: when the transfer breaks off elsewhere, the next one finds it.
+* A blob that has a recipe is here like any other: it is made when it is opened. Only its file may be missing.
 * What a broken-off transfer has left, bookmarked blobs too, goes when it was not touched for `STALE` seconds, or for `STALE_TIGHT` when the
   file system has less than a twentieth of its space left (`expire`).
 """
@@ -32,9 +34,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dray.base import digest as digests
+from dray.base import failpoints
 from dray.base.errors import Conflict, InvalidParameter, NotFound
 from dray.base.files import remove_tree, sync_directory, write_atomic
 from dray.store.partial import PART, Partial, Shelf, partial_size
+from dray.store.recipes.book import Book, Tell
 
 _CHUNK = 1 << 20
 STALE = 24 * 3600  # seconds that a broken-off transfer waits to be taken up again
@@ -162,6 +166,7 @@ class ContentStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()  # leases, open ingests, and the moment a blob appears or goes
         self._collecting = threading.Lock()
+        self.recipes = Book(self._root)
         self._leases: set[Lease] = set()
         self._spared: set[str] | None = None  # digests leased or committed since the running collection began
         self._open: set[Path] = set()
@@ -180,20 +185,36 @@ class ContentStore:
 
     def has(self, digest: str) -> bool:
         """Tell whether a blob is here."""
-        return digest in self._staged or os.path.exists(self.path(digest))
+        return digest in self._staged or digest in self.recipes or os.path.exists(self.path(digest))
 
     def size(self, digest: str) -> int:
         """Return a blob's size; NotFound if it is not here."""
+        if (head := self.recipes.head(digest)) is not None:
+            return head.size
         with self.open(digest) as file:
             return os.fstat(file.fileno()).st_size
 
-    def open(self, digest: str) -> BinaryIO:
-        """Open a blob for unbuffered reading; NotFound if it is not here."""
+    def taken(self, digest: str) -> int:
+        """Return the bytes on disk that stand for a blob: its own, or those of what it is made from again."""
+        own = self.recipes.taken(digest)
+        with contextlib.suppress(FileNotFoundError):
+            own += os.stat(self.path(digest)).st_size
+        return own
+
+    def open(self, digest: str, tell: Tell | None = None) -> BinaryIO:
+        """Open a blob for unbuffered reading; NotFound if it is not here.
+
+        One that was dropped is made again first, which `tell` hears of; see `recipes.book.Book.open` for the errors.
+        """
         if (staged := self._staged.get(digest)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it gets its name just now
                 return open(staged, "rb", buffering=0)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return open(self.path(digest), "rb", buffering=0)
+        if digest in self.recipes:
+            return self.recipes.open(digest, tell)
+        try:
+            return open(self.path(digest), "rb", buffering=0)  # its recipe went just now, for the blob is back
         except FileNotFoundError:
             raise NotFound(f"content {digest}: not found") from None
 
@@ -215,11 +236,17 @@ class ContentStore:
         return data
 
     def walk(self) -> Iterator[tuple[str, int]]:
-        """Yield (digest, size) of every blob."""
+        """Yield (digest, bytes on disk) of every blob."""
+        seen = set()
         for algorithm in ("sha256", "sha512"):
             for entry in os.scandir(self._root / "blobs" / algorithm):
                 with contextlib.suppress(FileNotFoundError):
-                    yield f"{algorithm}:{entry.name}", entry.stat().st_size
+                    digest = f"{algorithm}:{entry.name}"
+                    seen.add(digest)
+                    yield digest, entry.stat().st_size + self.recipes.taken(digest)
+        for head in self.recipes.heads():
+            if head.digest not in seen:
+                yield head.digest, self.recipes.taken(head.digest)
 
     def incoming(self) -> int:
         """Return the bytes that have arrived of blobs that are not whole yet (holes do not count)."""
@@ -313,13 +340,36 @@ class ContentStore:
     # --- removal
 
     def delete(self, digest: str) -> int:
-        """Remove a blob, leased or not (it proved damaged); return its size, 0 if it was not here."""
-        try:
-            size = os.stat(path := self.path(digest)).st_size
+        """Remove a blob, leased or not (it proved damaged); return the bytes freed, 0 if it was not here."""
+        size = self.recipes.drop(digest)
+        with contextlib.suppress(FileNotFoundError):
+            own = os.stat(path := self.path(digest)).st_size
             os.unlink(path)
-        except FileNotFoundError:
-            return 0
+            size += own
         return size
+
+    def discard(self, digest: str) -> bool:
+        """Drop the file of a blob that has a recipe, unless somebody has just leased it; tell whether that was done."""
+        with self._lock:
+            if digest not in self.recipes or self.leases(digest) > 1:
+                return False
+            os.unlink(self.path(digest))
+        failpoints.reach("discard.dropped")
+        return True
+
+    def leases(self, digest: str) -> int:
+        """Return how many leases cover a blob."""
+        return sum(1 for lease in self._leases if digest in lease.digests)
+
+    def restore(self, digest: str) -> None:
+        """Make a blob that was dropped again, for good; the errors of `open`."""
+        if not os.path.exists(self.path(digest)):
+            with self.ingest(expected=digest) as ingest:
+                for data in self.recipes.stream(digest):
+                    ingest.write(data)
+                ingest.commit()
+            failpoints.reach("restore.made")
+        self.recipes.drop(digest)
 
     def expire(self) -> int:
         """Remove what broken-off transfers have left for too long; return how many. Those that go on stay."""
@@ -356,7 +406,9 @@ class ContentStore:
                 continue
             with self._lock:
                 if self._spared is not None and digest not in self._spared:
-                    os.unlink(self.path(digest))
+                    self.recipes.drop(digest)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.path(digest))
                     count, freed = count + 1, freed + size
         return count, freed
 

@@ -23,7 +23,8 @@ from dray.store.snapshots import Snapshots
 
 log = logging.getLogger("dray.store")
 
-ORDER = ("overlay2", "fuse-overlayfs", "btrfs", "vfs")
+ORDER = ("overlay2", "fuse-overlayfs", "btrfs", "vfs")  # tried by themselves
+NAMES = (*ORDER[:-1], "erofs", ORDER[-1])  # used when they are named
 _GONE = {"aufs": "24.0", "overlay": "24.0", "devicemapper": "25.0"}  # https://docs.docker.com/engine/deprecated/
 # statfs(2) f_type → the name that `docker info` has for it (moby graphdriver FsNames)
 _FILE_SYSTEMS = {
@@ -58,9 +59,9 @@ class Driver(Snapshots, Protocol):
 
 def check_name(name: str) -> None:
     """Refuse a driver that there is not; InvalidParameter, with the reason."""
-    if name in ("", *ORDER):
+    if name in ("", *NAMES):
         return
-    drivers = f"use one of {', '.join(ORDER)}"
+    drivers = f"use one of {', '.join(NAMES)}"
     if name in _GONE:
         raise InvalidParameter(
             f"storage driver {name!r} is not supported: Docker itself removed it in {_GONE[name]}; {drivers}"
@@ -84,14 +85,14 @@ def check_options(options: Sequence[str]) -> None:
         elif key == "overlay2.override_kernel_check":
             reason = "every kernel that dray runs on has what overlay2 needs"
         else:
-            reason = f"no storage driver has that option (drivers: {', '.join(ORDER)})"
+            reason = f"no storage driver has that option (drivers: {', '.join(NAMES)})"
         raise InvalidParameter(f"storage-opt {option!r} cannot be set: {reason}; take it out")
 
 
 def open_driver(root: str, records: Records, asked: str = "") -> Driver:
     """Open the driver that the data root `root` is to be used with; the errors of `check_name` and of the driver,
     Conflict if it cannot be known which."""
-    used = {name: holds for name in ORDER if (holds := _holdings(name, records))}
+    used = {name: holds for name in NAMES if (holds := _holdings(name, records))}
     if asked:
         check_name(asked)
         driver = _open(asked, root, records)
@@ -150,6 +151,10 @@ def _open(name: str, root: str, records: Records) -> Driver:
         from dray.store.fuseoverlay import FuseOverlay
 
         return FuseOverlay(place, records)
+    if name == "erofs":
+        from dray.store.erofs.driver import Erofs
+
+        return Erofs(place, records)
     if name == "btrfs":
         from dray.store.btrfs import Btrfs
 
@@ -162,7 +167,7 @@ def _open(name: str, root: str, records: Records) -> Driver:
 def status(name: str, root: str) -> list[list[str]]:
     """Return `DriverStatus` of `docker info`."""
     found = [["Backing Filesystem", _FILE_SYSTEMS.get(libc.statfs(root).type & 0xFFFFFFFF, "unknown")]]
-    if name == "overlay2":
+    if name in ("overlay2", "erofs"):
         # `overlay` turns metacopy and redirect_dir off, and reads changes from the upper directory itself.
         found += [
             ["Supports d_type", "true" if _tells_types(root) else "false"],

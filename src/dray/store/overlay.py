@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -171,12 +171,20 @@ class Overlay:
         if not lower:
             os.chmod(diff, _ROOT_MODE)
             return
-        model = f"{self._root}/{lower[0].folder}/diff"
+        model = self._layer(lower[0])
         status = os.stat(model)
         if status.st_uid or status.st_gid:
             os.chown(diff, status.st_uid, status.st_gid)
         os.chmod(diff, stat.S_IMODE(status.st_mode))
         copy_xattrs(os.fsencode(model), os.fsencode(diff))
+
+    def _layer(self, layer: LayerRecord) -> str:
+        """Return the directory that shows the files of a layer."""
+        return f"{self._root}/{layer.folder}/diff"
+
+    def _mountable(self, layer: LayerRecord) -> str:
+        """Return a short name of the same directory, for mount options."""
+        return f"{self._links}/{layer.folder}"
 
     def _link(self, name: str) -> None:
         """Give a layer its short name."""
@@ -193,17 +201,23 @@ class Overlay:
         record = self._ledger.snapshots.get(key)
         if record is not None:
             return self._describe(record)
-        layer = self._ledger.layer(key)
-        return self._describe(SnapshotRecord(layer.folder, None if layer.cut else layer.parent, read_only=True))
+        top = self._ledger.layer(key)
+        return self._read_only(self._layer(top), [] if top.cut else self._ledger.chain(top.parent))
+
+    def _read_only(self, top: str, below: Sequence[LayerRecord]) -> list[Mount]:
+        if not below:
+            return [Mount("bind", top, ("rbind", "ro"))]
+        lower = ":".join([top, *map(self._mountable, below)])
+        return [Mount(self.mount_type, self.mount_type, (f"lowerdir={lower}", *self._options, "ro"))]
 
     def _describe(self, record: SnapshotRecord) -> list[Mount]:
-        lower = [f"{self._links}/{layer.folder}" for layer in self._ledger.chain(record.parent)]
+        layers = self._ledger.chain(record.parent)
         diff, work = f"{self._root}/{record.folder}/diff", f"{self._root}/{record.folder}/work"
-        if not lower:
-            return [Mount("bind", diff, ("rbind", "ro" if record.read_only else "rw"))]
         if record.read_only:
-            options = (f"lowerdir={':'.join([diff, *lower])}", *self._options, "ro")
-            return [Mount(self.mount_type, self.mount_type, options)]
+            return self._read_only(diff, layers)
+        if not layers:
+            return [Mount("bind", diff, ("rbind", "rw"))]
+        lower = [self._mountable(layer) for layer in layers]
         if not os.path.isdir(work):
             self._restore(record)
         options = (f"lowerdir={':'.join(lower)}", f"upperdir={diff}", f"workdir={work}", *self._options)
@@ -220,8 +234,8 @@ class Overlay:
 
     def upper(self, key: str) -> Path:
         """See `Snapshots`."""
-        record = self._ledger.snapshots.get(key) or self._ledger.layer(key)
-        return self._root / record.folder / "diff"
+        record = self._ledger.snapshots.get(key)
+        return self._root / record.folder / "diff" if record else Path(self._layer(self._ledger.layer(key)))
 
     def limit(self, key: str, size: int) -> None:
         """Let an active snapshot that nothing has written to hold `size` bytes: a project quota on what overlayfs
@@ -274,20 +288,16 @@ class Overlay:
                 )
 
     def _unpack(self, missing: list[LayerSource], folders: dict[str, str], progress: Progress | None) -> None:
-        def one(layer: LayerSource, lower: LowerLayers | None = None) -> Applied | None:
+        def one(layer: LayerSource, lower: Sequence[str] | None = None) -> Applied | None:
             folder = f"{self._root}/{folders[layer.chain_id]}"
             os.mkdir(folder, 0o700)
-            os.mkdir(folder + "/diff", _ROOT_MODE)
-            self._shape(folders[layer.chain_id], ())
 
             def tell(done: int) -> None:
                 if progress:
                     progress(layer.chain_id, done, layer.size)
 
             try:
-                if lower is None and layer.size >= LARGE:
-                    return unpack_in_process(layer, folder + "/diff", overlay=True, tell=tell)
-                return unpack_layer(layer, folder + "/diff", overlay=True, lower=lower, tell=tell)
+                return self._extract(layer, folder, lower, tell)
             except NeedsLower:
                 remove_path(folder)
                 return None
@@ -303,14 +313,36 @@ class Overlay:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
         for layer, result in zip(missing, results, strict=True):
-            below = [str(self._root / record.folder / "diff") for record in self._ledger.chain(layer.parent)]
-            applied = result or one(layer, LowerLayers(below))
+            below = [self._layer(record) for record in self._ledger.chain(layer.parent)]
+            folder = folders[layer.chain_id]
+            applied = result or one(layer, below)
             assert applied is not None
-            self._enter(layer, folders[layer.chain_id], applied, below)
+            try:
+                self._adopt(f"{self._root}/{folder}", applied, below)
+            except NeedsLower:
+                remove_path(self._root / folder)
+                applied = one(layer, below)
+                assert applied is not None
+            self._enter(layer, folder, applied)
 
-    def _enter(self, layer: LayerSource, folder: str, applied: Applied, below: list[str]) -> None:
-        """Finish an unpacked layer in order, and let it be known."""
-        adopt(self._root / folder / "diff", applied, below)
+    def _extract(
+        self, layer: LayerSource, folder: str, lower: Sequence[str] | None, tell: Callable[[int], None]
+    ) -> Applied:
+        """Make a layer's files in its `folder`; NeedsLower without the directories below, `lower`, if it needs them."""
+        diff = folder + "/diff"
+        os.mkdir(diff, _ROOT_MODE)
+        os.chmod(diff, _ROOT_MODE)
+        if lower is None and layer.size >= LARGE:
+            return unpack_in_process(layer, diff, overlay=True, tell=tell)
+        below = None if lower is None else LowerLayers(lower)
+        return unpack_layer(layer, diff, overlay=True, lower=below, tell=tell)
+
+    def _adopt(self, folder: str, applied: Applied, below: list[str]) -> None:
+        """Give a layer what it takes from those below. NeedsLower to have it made again, with them."""
+        adopt(folder + "/diff", applied, below)
+
+    def _enter(self, layer: LayerSource, folder: str, applied: Applied) -> None:
+        """Let a layer be known that is complete."""
         record = LayerRecord(
             folder, layer.diff_id, layer.parent, applied.size, applied.inodes, cut=applied.opaque_root
         )  # fmt: skip
@@ -356,8 +388,10 @@ class Overlay:
         """See `Snapshots`."""
         from dray.store.layers.diff import overlay_changes
 
-        lower = [str(self._root / layer.folder / "diff") for layer in self._ledger.chain(self._ledger.parent(key))]
-        return overlay_changes(self.upper(key), lower, marks_are_files=self.marks_are_files)
+        lower = [self._layer(layer) for layer in self._ledger.chain(self._ledger.parent(key))]
+        own = self._ledger.layers.get(key)
+        upper = self.upper(key) if own is None else self._layer(own)
+        return overlay_changes(upper, lower, marks_are_files=self.marks_are_files)
 
     def list(self) -> list[Info]:
         """See `Snapshots`."""

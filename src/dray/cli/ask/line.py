@@ -319,6 +319,8 @@ def _mount(mount: dict[str, Any]) -> Iterable[str]:
     bind = mount.get("BindOptions") or {}
     if bind.get("Propagation"):
         yield f"bind-propagation={bind['Propagation']}"
+    if bind.get("CreateMountpoint"):
+        yield "bind-create-src"
     yield from (f"bind-recursive={word}" for field, word in _RECURSIVE if bind.get(field))
     volume = mount.get("VolumeOptions") or {}
     if volume.get("NoCopy"):

@@ -41,7 +41,7 @@ class _Mount:
 
     def set(self, key: str, value: str, *, given: bool, field: str) -> None:
         base = self.base
-        if not given and key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive"):
+        if not given and key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src"):
             raise InvalidParameter(f"invalid field '{field}' must be a key=value pair")
         if key == "type":
             base["Type"] = value.lower()
@@ -58,6 +58,8 @@ class _Mount:
             self.bind["Propagation"] = value.lower()
         elif key == "bind-nonrecursive":
             self.bind["NonRecursive"] = _flag(key, value, given)
+        elif key == "bind-create-src":
+            self.bind["CreateMountpoint"] = _flag(key, value, given)
         elif key == "bind-recursive":
             if value not in _RECURSIVE:
                 raise InvalidParameter(

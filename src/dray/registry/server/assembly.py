@@ -107,7 +107,7 @@ def guard_of(
     key = storage.get(tokens.KEY)
     if key is None:
         key = tokens.new_key()
-        storage.put(tokens.KEY, key)
+        storage.put({tokens.KEY: key})
     issuer = tokens.Issuer(
         users, rules, key, issuer=name, service=service, lifetime=settings.seconds("token-lifetime")
     )

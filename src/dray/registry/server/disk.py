@@ -5,8 +5,11 @@
     <root>/<folder>/data   an upload, appended to until it is renamed to its key
     <root>/tmp/            small objects being written; emptied at the start
 
-Bytes are synced before they get their name by rename(2). A folder's entry is synced when it is made. So a crash at any
-moment leaves an object whole or absent.
+Bytes are synced before they get their name by rename(2), folders before anybody is told of what is new in them. So a
+crash at any moment leaves an object whole or absent, and what was told is there.
+
+No lock is held while the disk syncs: the file system's journal writes for all who wait at once (design note 013 has
+the measurements). Uploads in progress are not synced.
 """
 
 from __future__ import annotations
@@ -17,15 +20,21 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeAlias
 
 from dray.base.errors import Conflict
 from dray.base.files import owned_fd, remove_tree, sync_directory
-from dray.registry.server.storage import Entry, Stat
+from dray.registry.server.storage import NOTHING, Entry, Stat
 
-_T = TypeVar("_T")
+Rename: TypeAlias = tuple[Path, Path]  # where a file is, and where it belongs
+
+
+def _forget(names: Iterable[Rename]) -> None:
+    """Remove what was written and has no name yet."""
+    for source, _ in names:
+        source.unlink(missing_ok=True)
 
 
 class FileReader:
@@ -75,13 +84,14 @@ class DiskUpload:
     def flush(self) -> None:
         """Nothing to do: the kernel has the bytes, and the digest is checked at the end."""
 
-    def commit(self, key: str) -> None:
+    def commit(self, key: str, beside: Mapping[str, bytes] = NOTHING) -> None:
         """Sync, and rename to the key."""
         target = self._disk.path(key)
+        names: list[Rename] = []
         if not target.exists():
             os.fdatasync(self._fd)
-            self._disk.in_folder(target.parent, lambda: os.rename(self._path, target))
-            sync_directory(target.parent)
+            names.append((self._path, target))
+        self._disk.install([*names, *self._disk.written(beside)], also=() if names else (target.parent,))
         self.close()
 
     def close(self) -> None:
@@ -99,7 +109,8 @@ class DiskStorage:
         self.name = f"disk {self.root}"
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._known: set[Path] = {self.root}  # folders that exist, and durably
-        self._folders = threading.Lock()
+        self._folders = threading.RLock()  # the set, and the removal of folders
+        self._removals = 0  # of folders, so far
         self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,25 +127,76 @@ class DiskStorage:
         """Return the file of a key."""
         return self.root / key
 
-    def in_folder(self, folder: Path, action: Callable[[], _T]) -> _T:
-        """Make a folder and its parents durably, and do something in it; also when it is removed meanwhile."""
-        with self._folders:
-            self._make(folder)
+    def _rename(self, source: Path, target: Path) -> None:
+        """Give a file its name, in a folder that may just be removed for being empty."""
         try:
-            return action()
-        except FileNotFoundError:  # it was just removed, being empty
-            with self._folders:
+            os.rename(source, target)
+        except FileNotFoundError:
+            with self._folders:  # nobody removes it now
+                self._make(target.parent)
+                os.rename(source, target)
+
+    def _ensure(self, folder: Path, *, durable: bool) -> None:
+        """Make a folder and its parents, also when one of them is just being removed for being empty."""
+
+        def make() -> None:
+            if durable:
                 self._make(folder)
-                return action()
+            else:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+        try:
+            make()
+        except (FileNotFoundError, FileExistsError):  # the latter: it was there, and is not any more
+            with self._folders:  # nobody removes any now
+                make()
 
     def _make(self, folder: Path) -> None:
+        """Make a folder and its parents, durably."""
         if folder in self._known and folder.exists():
             return
         self._make(folder.parent)
+        removals = self._removals
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-            sync_directory(folder.parent)
-        self._known.add(folder)
+        sync_directory(folder.parent)  # also when another thread has made it: its sync may not be over
+        with self._folders:
+            if self._removals == removals:
+                self._known.add(folder)
+
+    def written(self, objects: Mapping[str, bytes], *, durable: bool = True) -> list[Rename]:
+        """Write small objects, without their names yet; return where they are and where they belong."""
+        names: list[Rename] = []
+        try:
+            for key, data in objects.items():
+                names.append((self._temporary / secrets.token_hex(8), self.path(key)))
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                with owned_fd(os.open(names[-1][0], flags, 0o600)) as fd:
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(fd, view) :]
+                    if durable and data:
+                        os.fdatasync(fd)
+        except BaseException:
+            _forget(names)
+            raise
+        return names
+
+    def install(self, names: Sequence[Rename], *, also: Iterable[Path] = (), durable: bool = True) -> None:
+        """Give files their names, in this order, and sync the folders of them all (and `also` these)."""
+        folders = dict.fromkeys([target.parent for _, target in names])
+        try:
+            for folder in folders:
+                self._ensure(folder, durable=durable)
+            for source, target in names:
+                self._rename(source, target)
+        except BaseException:
+            _forget(one for one in names if one[0].parent == self._temporary)
+            raise
+        if durable:
+            for folder in dict.fromkeys([*also, *folders]):
+                with contextlib.suppress(FileNotFoundError):  # somebody has removed what we have just put there
+                    sync_directory(folder)
 
     def get(self, key: str) -> bytes | None:
         """Return a small object."""
@@ -143,21 +205,9 @@ class DiskStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write or replace a small object."""
-        path = self.path(key)
-        beside = self._temporary / secrets.token_hex(8)
-        with owned_fd(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)) as fd:
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fdatasync(fd)
-                self.in_folder(path.parent, lambda: os.rename(beside, path))
-            except BaseException:
-                beside.unlink(missing_ok=True)
-                raise
-        sync_directory(path.parent)
+    def put(self, objects: Mapping[str, bytes], *, durable: bool = True) -> None:
+        """Write or replace small objects."""
+        self.install(self.written(objects, durable=durable), durable=durable)
 
     def stat(self, key: str) -> Stat | None:
         """Return size and time of an object."""
@@ -190,7 +240,8 @@ class DiskStorage:
             os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        sync_directory(path.parent)
+        with contextlib.suppress(FileNotFoundError):  # it was empty, and is gone
+            sync_directory(path.parent)
         self._prune(path.parent)
         return True
 
@@ -204,18 +255,23 @@ class DiskStorage:
                         return
                     raise
                 self._known.discard(folder)
+                self._removals += 1
                 folder = folder.parent
 
     def delete_folder(self, prefix: str) -> None:
         """Remove a folder with all that is in it."""
+        path = self.path(prefix)
         with self._folders:
-            remove_tree(self.path(prefix))
-            self._known = {self.root}
+            if path in self._known:
+                self._known = {one for one in self._known if not one.is_relative_to(path)}
+                self._removals += 1
+            remove_tree(path)
 
     def upload(self, folder: str) -> DiskUpload:
         """Open or begin an upload."""
         path = self.path(folder)
-        return self.in_folder(path, lambda: DiskUpload(self, path / "data"))
+        self._ensure(path, durable=False)
+        return DiskUpload(self, path / "data")
 
     def redirect(self, key: str) -> str | None:
         """There is no other address."""

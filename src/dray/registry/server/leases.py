@@ -44,13 +44,16 @@ class Leases:
 
     @contextlib.contextmanager
     def hold(self, digests: set[str]) -> Iterator[None]:
-        """Lease digests during a block, and for the grace period after it."""
+        """Lease digests during a block, and for the grace period after it. A removal that had begun is over."""
         with self._guard:
             for digest in digests:
                 self._held[digest] = self._held.get(digest, 0) + 1
                 if self._spared is not None:
                     self._spared.add(digest)
         try:
+            for digest in digests:
+                with self.lock(digest):  # whoever removes has it since his last look at the leases
+                    pass
             yield
         finally:
             until = time.monotonic() + self.grace

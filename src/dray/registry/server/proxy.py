@@ -5,6 +5,7 @@
 * A blob goes to the clients while it comes in, and to the storage. One download serves all who wait for it. Its last
   byte is held back until the digest is proven; a client of a blob that lies sees a broken connection, never the whole.
 * A download that breaks off goes on where it broke off.
+* HEAD of a blob downloads nothing: the other registry is asked by HEAD.
 """
 
 from __future__ import annotations
@@ -208,6 +209,8 @@ class Proxy:
 
     async def get_blob(self, call: Call, digest: str) -> web.StreamResponse:
         """Answer with a blob that the repository does not have here yet."""
+        if call.request.method == "HEAD":
+            return await self._head_of_blob(call, digest)
         stored = await call.server.run(self.repositories.storage.stat, names.blob(digest))
         if stored is None and digest not in self._fetches:
             fetch = self._begin(call.name, digest)
@@ -228,6 +231,22 @@ class Proxy:
             await call.server.run(self.repositories.link_blob, call.name, digest)
             return await self._send_stored(call, digest)
         return await self._follow(call, digest, fetch)
+
+    async def _head_of_blob(self, call: Call, digest: str) -> web.StreamResponse:
+        size = await asyncio.to_thread(self._size, call.name, digest)
+        if await call.server.run(self.repositories.link_blob, call.name, digest):
+            return await self._send_stored(call, digest)
+        length = {} if size is None else {"Content-Length": str(size)}
+        answer = web.StreamResponse(headers={**blob_headers(digest), **length})
+        await answer.prepare(call.request)
+        await answer.write_eof()
+        return answer
+
+    def _size(self, name: str, digest: str) -> int | None:
+        try:
+            return self.upstream.repository(name).blob_size(digest)
+        except DrayError as error:
+            raise _refused(error, "BLOB_UNKNOWN") from error
 
     def _has(self, name: str, digest: str) -> bool:
         try:
@@ -265,20 +284,19 @@ class Proxy:
             headers["Content-Range"] = f"bytes {position}-{end - 1}/{fetch.size}"
         answer = web.StreamResponse(status=status, headers={**headers, "Content-Length": str(end - position)})
         await answer.prepare(call.request)
-        if call.request.method != "HEAD":
-            while position < end:
-                while fetch.available <= position and not fetch.finished:
-                    await fetch.wait()
-                ready = min(fetch.available, end) - position
-                if fetch.error is not None or ready <= 0:
-                    raise ConnectionResetError("the blob cannot be completed")
-                data = await asyncio.to_thread(fetch.read, position, min(ready, _BLOCK))
-                if not data:
-                    raise ConnectionResetError("the blob cannot be completed")
-                await answer.write(data)
-                position += len(data)
-                call.sent += len(data)
-            await call.server.run(self.repositories.link_blob, call.name, digest)
+        while position < end:
+            while fetch.available <= position and not fetch.finished:
+                await fetch.wait()
+            ready = min(fetch.available, end) - position
+            if fetch.error is not None or ready <= 0:
+                raise ConnectionResetError("the blob cannot be completed")
+            data = await asyncio.to_thread(fetch.read, position, min(ready, _BLOCK))
+            if not data:
+                raise ConnectionResetError("the blob cannot be completed")
+            await answer.write(data)
+            position += len(data)
+            call.sent += len(data)
+        await call.server.run(self.repositories.link_blob, call.name, digest)
         await answer.write_eof()
         return answer
 

@@ -12,7 +12,7 @@ from dray.registry.server.call import Call, reply
 from dray.registry.server.errors import Refusal
 from dray.registry.server.storage import Reader
 
-_BLOCK = 1 << 20
+_BLOCK = 256 << 10
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 
 
@@ -106,9 +106,7 @@ async def _send(
     if transport is None:
         raise ConnectionResetError("the client is gone")
     if reader.file is None or transport.get_extra_info("sslcontext") is not None:
-        while data := await call.server.run(reader.read, _BLOCK):
-            await answer.write(data)
-            call.sent += len(data)
+        await _write(call, answer, reader)
         if call.sent != end - start:
             raise ConnectionResetError("the storage ended early")  # the length is promised: only a break tells
     elif end > start:
@@ -119,6 +117,22 @@ async def _send(
             call.sent = file.tell() - start  # the loop leaves the position where it stopped
     await answer.write_eof()
     return answer
+
+
+async def _write(call: Call, answer: web.StreamResponse, reader: Reader) -> None:
+    """Send through the process; the next block is read while one is on its way."""
+
+    def read() -> asyncio.Future[bytes]:
+        return asyncio.ensure_future(call.server.run(reader.read, _BLOCK))
+
+    coming = read()
+    try:
+        while data := await coming:
+            coming = read()
+            await answer.write(data)
+            call.sent += len(data)
+    finally:
+        await asyncio.wait([coming])  # the reader is closed next
 
 
 async def delete_blob(call: Call) -> web.StreamResponse:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,8 @@ from dray.registry.server import documents, names
 from dray.registry.server.documents import Document
 from dray.registry.server.errors import Refusal
 from dray.registry.server.leases import Leases
-from dray.registry.server.storage import Reader, Storage
+from dray.registry.server.storage import Reader, Storage, Upload
+from dray.registry.server.turns import Turns
 
 _STRIPES = 64
 
@@ -40,10 +40,10 @@ class Repositories:
     def __init__(self, storage: Storage, leases: Leases) -> None:
         self.storage = storage
         self.leases = leases
-        self._locks = tuple(threading.Lock() for _ in range(_STRIPES))
+        self._locks = tuple(Turns() for _ in range(_STRIPES))
 
-    def lock(self, name: str) -> threading.Lock:
-        """Return the lock under which manifests and tags of a repository change."""
+    def turns(self, name: str) -> Turns:
+        """Return the lock of a repository's manifests and tags: many add at a time, one removes alone."""
         return self._locks[hashlib.sha256(name.encode()).digest()[0] % _STRIPES]
 
     # --- blobs
@@ -64,11 +64,10 @@ class Repositories:
 
     def link_blob(self, name: str, digest: str) -> bool:
         """Give a repository a blob whose bytes are here; tell whether they are."""
-        with self.leases.lock(digest):
+        with self.leases.hold({digest}):
             if self.storage.stat(names.blob(digest)) is None:
                 return False
-            self.storage.put(names.blob_link(name, digest), b"")
-            self.leases.touch(digest)
+            self.storage.put({names.blob_link(name, digest): b""})
         return True
 
     def mount(self, name: str, digest: str, sources: Iterable[str]) -> bool:
@@ -83,11 +82,10 @@ class Repositories:
         with self.leases.lock(digest):
             return self.storage.delete(names.blob_link(name, digest))
 
-    def keep(self, digest: str, commit: Callable[[], None]) -> None:
-        """Put bytes into the storage by `commit`, leased from that moment."""
-        with self.leases.lock(digest):
-            commit()
-            self.leases.touch(digest)
+    def keep(self, name: str, digest: str, upload: Upload) -> None:
+        """Make an upload, whose digest this is, a blob of a repository."""
+        with self.leases.hold({digest}):
+            upload.commit(names.blob(digest), {names.blob_link(name, digest): b""})
 
     # --- manifests
 
@@ -140,14 +138,14 @@ class Repositories:
         with self.leases.hold(parts):
             if whole:
                 self._check_references(name, document)
-            self._write_bytes(digest, data)
+            objects = {names.blob(digest): data}
             record = documents.encode(document.descriptor)
-            with self.lock(name):
-                if document.subject is not None:
-                    self.storage.put(f"{names.referrers(name, document.subject)}/{digest}", record)
-                self.storage.put(names.manifest_link(name, digest), record)
-                for tag in tags:
-                    self.storage.put(names.tag(name, tag), digest.encode())
+            if document.subject is not None:
+                objects[f"{names.referrers(name, document.subject)}/{digest}"] = record
+            objects[names.manifest_link(name, digest)] = record
+            objects.update({names.tag(name, tag): digest.encode() for tag in tags})
+            with self.turns(name).shared():
+                self.storage.put(objects)
 
     def _check_references(self, name: str, document: Document) -> None:
         missing = [digest for digest in document.blobs if self.blob_size(name, digest) is None]
@@ -157,27 +155,20 @@ class Repositories:
         if missing:
             raise Refusal("MANIFEST_BLOB_UNKNOWN", {"digests": missing})
 
-    def _write_bytes(self, digest: str, data: bytes) -> None:
-        def commit() -> None:
-            if self.storage.stat(names.blob(digest)) is None:
-                self.storage.put(names.blob(digest), data)
-
-        self.keep(digest, commit)
-
     def set_tag(self, name: str, tag: str, digest: str) -> None:
         """Point a tag at a manifest of the repository."""
-        with self.lock(name):
-            self.storage.put(names.tag(name, tag), digest.encode())
+        with self.turns(name).shared():
+            self.storage.put({names.tag(name, tag): digest.encode()})
 
     def delete_tag(self, name: str, tag: str) -> None:
         """Remove a tag; refused if there is none."""
-        with self.lock(name):
+        with self.turns(name).alone():
             if not names.is_tag(tag) or not self.storage.delete(names.tag(name, tag)):
                 raise self._unknown(name, {"tag": tag})
 
     def delete_manifest(self, name: str, digest: str) -> None:
         """Remove a manifest, its tags, and its entry among the referrers; refused if it is not there."""
-        with self.lock(name):
+        with self.turns(name).alone():
             if self.storage.stat(names.manifest_link(name, digest)) is None:
                 raise self._unknown(name, {"digest": digest})
             for tag in list(self._entries(f"{names.folder(name)}/tags")):

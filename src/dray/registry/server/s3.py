@@ -14,11 +14,11 @@ S3 has no lock for us: one server that writes per bucket and prefix (any number 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from dray.base.errors import InvalidParameter, Unavailable
-from dray.registry.server.storage import Entry, Stat
+from dray.registry.server.storage import NOTHING, Entry, Stat
 
 PART = 8 << 20  # of the first parts; later ones are larger, since S3 takes 10,000 parts at most
 LEAST = 5 << 20  # bytes of every part but the last, by S3's rules
@@ -96,7 +96,7 @@ class S3Upload:
         self.offset += len(data)
         self._clean = False
         while len(self._tail) >= (size := part_size(len(self._sizes))):
-            self._storage.put(self._part(len(self._sizes) + 1), bytes(self._tail[:size]))
+            self._storage.put({self._part(len(self._sizes) + 1): bytes(self._tail[:size])})
             self._sizes.append(size)
             del self._tail[:size]
 
@@ -116,15 +116,18 @@ class S3Upload:
     def flush(self) -> None:
         """Write what is left as a part."""
         if not self._clean:
-            self._storage.put(self._part(len(self._sizes) + 1), bytes(self._tail))
+            self._storage.put({self._part(len(self._sizes) + 1): bytes(self._tail)})
             self._clean = True
 
-    def commit(self, key: str) -> None:
+    def commit(self, key: str, beside: Mapping[str, bytes] = NOTHING) -> None:
         """Let the store join the parts."""
-        if self._storage.stat(key) is not None:
-            return
+        if self._storage.stat(key) is None:
+            self._join(key)
+        self._storage.put(beside)
+
+    def _join(self, key: str) -> None:
         if not self._sizes:
-            self._storage.put(key, bytes(self._tail))
+            self._storage.put({key: bytes(self._tail)})
             return
         self.flush()
         parts = len(self._sizes) + (1 if self._tail else 0)
@@ -189,10 +192,11 @@ class S3Storage:
         reader = self.open(key)
         return None if reader is None else _whole(reader)
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write or replace an object; the store does it in one step."""
-        if self._ask("put_object", **self._at(key), Body=data) is None:
-            raise Unavailable(f"the S3 bucket {self._bucket} is gone")
+    def put(self, objects: Mapping[str, bytes], *, durable: bool = True) -> None:
+        """Write or replace objects; the store does each in one step, and durably."""
+        for key, data in objects.items():
+            if self._ask("put_object", **self._at(key), Body=data) is None:
+                raise Unavailable(f"the S3 bucket {self._bucket} is gone")
 
     def stat(self, key: str) -> Stat | None:
         """Return size and time of an object."""

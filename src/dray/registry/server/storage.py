@@ -7,9 +7,12 @@ at all. What the keys mean is `layout`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import BinaryIO, Protocol
+
+NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,9 @@ class Upload(Protocol):
     def flush(self) -> None:
         """Make what was written so far survive a crash of this process."""
 
-    def commit(self, key: str) -> None:
-        """Make the bytes the object `key`; the upload is over. An object of that key stays as it is: keys of
-        uploads are digests."""
+    def commit(self, key: str, beside: Mapping[str, bytes] = NOTHING) -> None:
+        """Make the bytes the object `key`, then write the small objects `beside` it; the upload is over. An object
+        of that key stays as it is: keys of uploads are digests."""
 
     def close(self) -> None:
         """Let go of it; it can be opened again with all that was flushed."""
@@ -70,8 +73,9 @@ class Storage(Protocol):
     def get(self, key: str) -> bytes | None:
         """Return a small object, None if there is none."""
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write or replace a small object."""
+    def put(self, objects: Mapping[str, bytes], *, durable: bool = True) -> None:
+        """Write or replace small objects, in this order. Together they cost hardly more than one. What need not be
+        `durable` may be lost with the machine's power."""
 
     def stat(self, key: str) -> Stat | None:
         """Return size and time of an object, None if there is none."""

@@ -86,7 +86,7 @@ class Uploads:
         session = Session(str(uuid.uuid4()), name)
         with self._guard:
             self._sessions[session.identifier] = session  # first, so that `expire` knows it
-        self._storage.put(f"{names.upload(session.identifier)}/repository", name.encode())
+        self._storage.put({f"{names.upload(session.identifier)}/repository": name.encode()}, durable=False)
         return session
 
     def find(self, name: str, identifier: str) -> Session:
@@ -133,9 +133,7 @@ class Uploads:
         if found != digest:
             self.forget(session)
             raise Refusal("DIGEST_INVALID", {"digest": digest, "received": found})
-        upload = session.upload
-        self._repositories.keep(digest, lambda: upload.commit(names.blob(digest)))
-        self._repositories.link_blob(session.name, digest)
+        self._repositories.keep(session.name, digest, session.upload)
         self.forget(session)
 
     def forget(self, session: Session) -> None:

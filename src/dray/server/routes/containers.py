@@ -37,6 +37,8 @@ async def create(backends: Backends, call: Call) -> StreamResponse:
     config = models.ContainerConfig(
         **{name: getattr(request, name) for name in models.ContainerConfig.__struct_fields__}
     )
+    if config == models.ContainerConfig():
+        raise InvalidParameter("config cannot be empty in order to create a container")
     host_config = request.host_config or models.HostConfig()
     networking_config = request.networking_config or models.NetworkingConfig()
     warnings = adapt.create_request(call.version, config, host_config, networking_config)

@@ -60,6 +60,9 @@ async def attach(backends: Backends, call: Call) -> StreamResponse:
 @routes.get("/containers/{id:link}/attach/ws")
 async def attach_websocket(backends: Backends, call: Call) -> StreamResponse:
     """Connect the client to a container's streams over a websocket."""
+    await need(backends.containers, "container management").inspect(
+        call.params["id"], size=False
+    )  # NotFound first
     check_websocket(call.request.headers)
     await _part(backends).attach(call.params["id"], _attach_options(call), call.connect("websocket"))
     return replies.taken()

@@ -200,7 +200,7 @@ class Reading:
                     kind=kind,
                     platform=platform,
                     attests=attests,
-                    content_size=sum(blob.size for blob in here),
+                    content_size=sum(self._content.taken(blob.digest) for blob in here),
                     unpacked_size=unpacked,
                 )
             )

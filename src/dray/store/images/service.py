@@ -28,6 +28,7 @@ from dray.store.images.model import DANGLING, Image, ImageUser
 from dray.store.images.names import Names, no_such_image
 from dray.store.images.reading import Found, Reading, is_attestation
 from dray.store.images.sources import Sources
+from dray.store.recipes.book import Head
 from dray.store.snapshots import Progress, Snapshots
 
 # Told (action, image id or name, attributes) after the fact; actions are the Engine API's.
@@ -59,6 +60,7 @@ class Images:
         self._holds = 0
         self._kept: dict[Lease, frozenset[str]] = {}
         self._roots: list[Callable[[], set[str]]] = []
+        self.written: Callable[[], None] = lambda: None  # told after an image was named
 
     # --- reading
 
@@ -93,7 +95,7 @@ class Images:
     def _read(self, target: Descriptor, platform: Platform | None) -> Image:
         found = self.reading.choose(target, platform)
         summaries = self.reading.summaries(target, self.snapshots)
-        blobs = {blob.digest: blob.size for blob in self.reading.blobs(target) if self.content.has(blob.digest)}
+        blobs = {blob.digest: self.content.taken(blob.digest) for blob in self.reading.blobs(target)}
         chains = {key for key in self.chains(target) if self.snapshots.exists(key)}
         config = found.config
         return self._named(
@@ -198,6 +200,7 @@ class Images:
         """Name a target that has just been written (canonical names; none: dangling), durably."""
         self._names.put(names, target)
         self._records.sync()
+        self.written()
         return self._image(target, None)
 
     def notify(self, action: str, image: Image, *, name: str | None = None) -> None:
@@ -248,7 +251,7 @@ class Images:
     def unpack_layers(self, found: Found, count: int, progress: Progress | None = None) -> None:
         """Unpack the lowest `count` layers of a manifest, whose blobs must be here; to be called inside `hold`."""
         self.snapshots.unpack(self.reading.layer_sources(found)[:count], progress)
-        self._changed()
+        self.forget_sizes()
 
     def ensure_unpacked(self, image: Image, progress: Progress | None = None) -> None:
         """Unpack the layers of an image that are not unpacked; returns at once if they are.
@@ -260,9 +263,9 @@ class Images:
         found = self.reading.found(Descriptor(digest=image.manifest, size=0))
         with self.hold():
             self.snapshots.unpack(self.reading.layer_sources(found), progress)
-            self._changed()
+            self.forget_sizes()
 
-    def _changed(self) -> None:
+    def forget_sizes(self) -> None:
         """Sizes have changed: make images anew."""
         with self._lock:
             self._cached_generation = -1
@@ -370,12 +373,47 @@ class Images:
         _, freed = self.content.collect(lambda: self._live(dropped))
         self.reading.forget()
         self.sources.forget(self._names.targets().keys())
+        self._bring_back()
         with self._holding:
             if self._holds == 0:
-                wanted = {key for target in self._names.targets().values() for key in self.chains(target)}
-                freed += collection.collect_layers(self.snapshots, wanted.union(*self._kept.values()))
-        self._changed()
+                wanted = self._wanted_layers()
+                needed = {key for head in self._orphans(wanted) for key in self._chain_of(head.chain_id)}
+                freed += collection.collect_layers(self.snapshots, wanted | needed)
+        self.forget_sizes()
         return freed
+
+    def _wanted_layers(self) -> set[str]:
+        wanted = {key for target in self._names.targets().values() for key in self.chains(target)}
+        return wanted.union(*self._kept.values())
+
+    def _bring_back(self) -> None:
+        """Make the blobs again that are made from layers about to go: another image has them on other layers."""
+        if not self.content.recipes.heads():
+            return
+        with self._holding:
+            orphans = self._orphans(self._wanted_layers()) if self._holds == 0 else []
+        for head in orphans:
+            with contextlib.suppress(DrayError):  # its layer stays, then
+                self.content.restore(head.digest)
+
+    def _orphans(self, wanted: Set[str]) -> list[Head]:
+        """Return the recipes whose layers nothing else wants."""
+        recipes = self.content.recipes
+        return [
+            head
+            for head in recipes.heads()
+            if head.chain_id not in wanted
+            and self.snapshots.exists(head.chain_id)
+            and head.directory == recipes.relative(self.snapshots.upper(head.chain_id))
+        ]
+
+    def _chain_of(self, chain_id: str) -> Iterator[str]:
+        """Yield a layer and all below it."""
+        parents = {info.key: info.parent for info in self.snapshots.list()}
+        above: str | None = chain_id
+        while above is not None:
+            yield above
+            above = parents.get(above)
 
     def _live(self, dropped: Set[str]) -> set[str]:
         live: set[str] = set()

@@ -309,6 +309,8 @@ class Extractor:
 
     def _link_to(self, source: int, last: bytes, path: bytes, base: bytes) -> None:
         parent = self._tree.directory(path.rpartition(b"/")[0])
+        if stat.S_ISDIR(os.lstat(last, dir_fd=source).st_mode):
+            raise InvalidParameter(f"{os.fsdecode(path)} is a hard link to a directory")
         try:
             os.link(last, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except FileExistsError:
@@ -318,8 +320,6 @@ class Extractor:
             self._make_room(parent, base, path)
             parent = self._tree.directory(path.rpartition(b"/")[0])
             os.link(last, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-        except PermissionError as error:
-            raise InvalidParameter(f"{os.fsdecode(path)} is a hard link to a directory") from error
         self._result.inodes -= 1  # the name is another name of an inode that was counted
 
     def _set_xattrs(self, target: int | bytes, entry: Entry) -> None:

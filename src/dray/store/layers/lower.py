@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from dray.base.errors import InvalidParameter
@@ -111,39 +111,46 @@ class LowerLayers:
         return resolved
 
 
+def inherited(implicit: Iterable[bytes], below: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[bytes, int]]:
+    """Yield (path, open directory) of each path that the layers `below` have as a directory; it is closed afterwards."""
+    lower = LowerLayers(below)
+    for path in sorted(implicit):
+        found = lower.find(path)
+        if found is None:
+            continue
+        source, base, resolved = found
+        try:
+            if resolved != path or not stat.S_ISDIR(os.lstat(base, dir_fd=source).st_mode):
+                continue
+            fd = os.open(base, _DIRECTORY, dir_fd=source)
+        finally:
+            os.close(source)
+        try:
+            yield path, fd
+        finally:
+            os.close(fd)
+
+
 def adopt(directory: str | os.PathLike[str], applied: Applied, below: Sequence[str | os.PathLike[str]]) -> None:
     """Give the implicit directories of a layer the owner, mode, times and xattrs that the layers below say."""
-    lower = LowerLayers(below)
+    seen = [
+        path for path in applied.implicit if not any(path.startswith(opaque + b"/") for opaque in applied.opaque)
+    ]
     root = os.open(directory, _DIRECTORY)
     try:
-        for path in sorted(applied.implicit):
-            if any(path.startswith(opaque + b"/") for opaque in applied.opaque):
-                continue
-            found = lower.find(path)
-            if found is None or found[2] != path:
-                if found:
-                    os.close(found[0])
-                continue
-            try:
-                if stat.S_ISDIR(os.lstat(found[1], dir_fd=found[0]).st_mode):
-                    _copy_directory(found[0], found[1], root, path or b".")
-            finally:
-                os.close(found[0])
+        for path, fd in inherited(seen, below):
+            _copy_directory(fd, root, path or b".")
     finally:
         os.close(root)
 
 
-def _copy_directory(source: int, base: bytes, root: int, path: bytes) -> None:
-    old = os.open(base, _DIRECTORY, dir_fd=source)
+def _copy_directory(old: int, root: int, path: bytes) -> None:
+    new = os.open(path, _DIRECTORY, dir_fd=root)
     try:
-        new = os.open(path, _DIRECTORY, dir_fd=root)
-        try:
-            status = os.fstat(old)
-            os.fchown(new, status.st_uid, status.st_gid)
-            os.fchmod(new, stat.S_IMODE(status.st_mode))
-            copy_xattrs(old, new)
-            os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
-        finally:
-            os.close(new)
+        status = os.fstat(old)
+        os.fchown(new, status.st_uid, status.st_gid)
+        os.fchmod(new, stat.S_IMODE(status.st_mode))
+        copy_xattrs(old, new)
+        os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
     finally:
-        os.close(old)
+        os.close(new)

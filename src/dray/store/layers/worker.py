@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import IO, Any
 
 from dray.base.errors import DrayError, Internal, Unavailable, by_status
@@ -32,13 +32,24 @@ def unpack_in_process(
     layer: LayerSource, directory: str | os.PathLike[str], *, overlay: bool, tell: Callable[[int], None]
 ) -> Applied:
     """Do what `unpack_layer` does, in another process; the same errors."""
-    script = f"import sys; sys.path[:] = {sys.path!r}; from {_MODULE} import main; main()"
+    return _applied(run_in_process(_MODULE, layer, directory, [str(int(overlay))], tell))
+
+
+def run_in_process(
+    module: str,
+    layer: LayerSource,
+    directory: str | os.PathLike[str],
+    arguments: Sequence[str],
+    tell: Callable[[int], None],
+) -> dict[str, Any]:
+    """Call the `main` of a module (which calls `serve`) in another process; return what it says of the layer."""
+    script = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main()"
     arguments = [
         os.fspath(directory),
         layer.diff_id,
-        str(int(overlay)),
         str(int(layer.verified)),
         str(os.getpid()),
+        *arguments,
     ]
     with layer.open() as blob:
         process = subprocess.Popen(
@@ -55,13 +66,14 @@ def unpack_in_process(
             process.wait()
 
 
-def _result(lines: IO[bytes], tell: Callable[[int], None]) -> Applied:
+def _result(lines: IO[bytes], tell: Callable[[int], None]) -> dict[str, Any]:
     for line in lines:
         message = json.loads(line)
         if "done" in message:
             tell(message["done"])
         elif "applied" in message:
-            return _applied(message["applied"])
+            applied: dict[str, Any] = message["applied"]
+            return applied
         elif "needs_lower" in message:
             raise NeedsLower
         else:
@@ -85,7 +97,30 @@ def _names(paths: Iterable[bytes]) -> list[str]:
 
 def main() -> None:
     """Be that process."""
-    directory, diff_id, overlay, verified, parent = sys.argv[1:]
+    serve(lambda layer, directory, words, tell: told(_unpack(layer, directory, words, tell)))
+
+
+def _unpack(layer: LayerSource, directory: str, words: Sequence[str], tell: Callable[[int], None]) -> Applied:
+    return unpack_layer(layer, directory, overlay=words[0] == "1", tell=tell)
+
+
+def told(applied: Applied) -> dict[str, object]:
+    """Return what is said of a layer."""
+    return {
+        "size": applied.size,
+        "inodes": applied.inodes,
+        "opaque_root": applied.opaque_root,
+        "implicit": _names(applied.implicit),
+        "opaque": _names(applied.opaque),
+    }
+
+
+Work = Callable[[LayerSource, str, Sequence[str], Callable[[int], None]], dict[str, object]]
+
+
+def serve(work: Work) -> None:
+    """Do `work` on the layer that this process was started for; say how it goes and what came of it."""
+    directory, diff_id, verified, parent, *words = sys.argv[1:]
 
     def say(message: dict[str, object]) -> None:
         os.write(1, json.dumps(message).encode() + b"\n")
@@ -96,10 +131,10 @@ def main() -> None:
         say({"done": done})
 
     layer = LayerSource(
-        "", None, diff_id, open=lambda: os.fdopen(0, "rb", buffering=0), verified=verified == "1"
+        "", None, diff_id, open=lambda: os.fdopen(os.dup(0), "rb", buffering=0), verified=verified == "1"
     )  # fmt: skip
     try:
-        applied = unpack_layer(layer, directory, overlay=overlay == "1", tell=tell)
+        applied = work(layer, directory, words, tell)
     except NeedsLower:
         say({"needs_lower": True})
     except DrayError as error:
@@ -108,14 +143,4 @@ def main() -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         say({"error": str(error), "status": Unavailable.status if full else Internal.status})
     else:
-        say(
-            {
-                "applied": {
-                    "size": applied.size,
-                    "inodes": applied.inodes,
-                    "opaque_root": applied.opaque_root,
-                    "implicit": _names(applied.implicit),
-                    "opaque": _names(applied.opaque),
-                }
-            }
-        )
+        say({"applied": applied})

@@ -70,7 +70,7 @@ def _command(config: ContainerConfig, text: str) -> list[str]:
 
 def _pairs(instruction: str, text: str) -> list[tuple[str, str]]:
     parts = words(text)
-    if instruction == "ENV" and parts and "=" not in parts[0]:
+    if parts and "=" not in parts[0]:  # the old form: a name, and all that follows
         key, _, value = text.strip().partition(" ")
         if not value.strip():
             raise InvalidParameter(f"{instruction} must have two arguments")

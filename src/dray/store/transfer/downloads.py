@@ -10,7 +10,8 @@ only when there are fewer layers than connections does one layer come in several
 ignores ranges is read from the beginning by one connection.
 
 A connection that breaks off is tried again, `attempts` times in a row without a megabyte of progress
-(`max-download-attempts`). Credentials that fail are those of one pull: the transfer goes on with another one's.
+(`max-download-attempts`). Each part has attempts of its own: a registry that goes away breaks all connections at once,
+and that is one failure, not three. Credentials that fail are those of one pull: the transfer goes on with another one's.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ class Downloads:
                 raise unwritable(error, transfer) from error
             transfer.gained += len(fresh)
             if transfer.gained >= _PROGRESS:
-                transfer.idle = transfer.gained = 0
+                transfer.idle, transfer.gained = {}, 0
             transfer.tell(FETCHING)
 
     def _copy_all(self, transfer: Transfer, stream: BlobStream) -> None:
@@ -242,7 +243,7 @@ class Downloads:
         """Decide what a part's end means for its transfer."""
         delay = None
         if isinstance(error, Unavailable) and not isinstance(error, Unwritable) and not transfer.stop.cancelled:
-            delay = self._excuse(transfer)
+            delay = self._excuse(transfer, part)
         if delay is not None:
             if delay >= 1:
                 transfer.tell(f"Retrying in {delay:.0f} second{'s' if delay > 1 else ''}")
@@ -265,13 +266,13 @@ class Downloads:
             transfer.running += 1  # nobody else ends it while it is checked
         self._check(transfer)
 
-    def _excuse(self, transfer: Transfer) -> float | None:
-        """Count a failed attempt; return the seconds to wait before the next, None if there is to be none."""
+    def _excuse(self, transfer: Transfer, part: int) -> float | None:
+        """Count a failed attempt at a part; return the seconds to wait before the next, None if there is to be none."""
         with self._lock:
-            transfer.idle += 1
-            if transfer.idle >= self._attempts:
+            failed = transfer.idle[part] = transfer.idle.get(part, 0) + 1
+            if failed >= self._attempts:
                 return None
-            return _DELAYS[min(transfer.idle, len(_DELAYS)) - 1]
+            return _DELAYS[min(failed, len(_DELAYS)) - 1]
 
     def _check(self, transfer: Transfer) -> None:
         """All bytes are here: are they the right ones?"""

@@ -53,7 +53,7 @@ LAYER_TYPES = frozenset(
         OCI_LAYER,
         OCI_LAYER_GZIP,
         OCI_LAYER_ZSTD,
-        # Not to be distributed; a registry that has them all the same may give them.
+        # Not to be distributed: a registry may have them all the same, or they lie at their descriptors' `urls`.
         "application/vnd.docker.image.rootfs.foreign.diff.tar",
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
         "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -277,11 +277,6 @@ class Puller:
 
 
 def _check_layer(layer: Descriptor) -> None:
-    if layer.urls:
-        raise InvalidParameter(
-            f"layer {layer.digest} is not in the registry but at {layer.urls[0]}: layers from foreign addresses "
-            "are not fetched"
-        )
     if layer.media_type not in LAYER_TYPES:
         raise InvalidParameter(f"unsupported layer media type {layer.media_type or '(none)'} of {layer.digest}")
 

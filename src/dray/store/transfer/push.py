@@ -31,6 +31,7 @@ from dray.registry.model import Repository, Upload
 from dray.store.images.model import DANGLING, Image
 from dray.store.images.reading import Found
 from dray.store.images.service import Images
+from dray.store.recipes.book import Tell
 from dray.store.transfer.cancel import Cancellation
 from dray.store.transfer.progress import LayerBars, Report
 
@@ -254,7 +255,7 @@ class Pusher:
         buffer = memoryview(bytearray(min(_CHUNK, max(blob.size, 1))))
         broken = 0
         try:
-            with self._images.content.open(blob.digest) as file:
+            with self._images.content.open(blob.digest, self._rebuilding(blob)) as file:
                 while upload.offset < blob.size:
                     self._cancel.check()
                     before = upload.offset
@@ -278,6 +279,15 @@ class Pusher:
         except BaseException:
             upload.cancel()
             raise
+
+    def _rebuilding(self, blob: Descriptor) -> Tell:
+        """Return what shows the client that a blob is made again from its layer first."""
+
+        def tell(done: int, total: int) -> None:
+            self._cancel.check()
+            self._bars.count(blob.digest, "Rebuilding", done, total)
+
+        return tell
 
     # --- manifests
 

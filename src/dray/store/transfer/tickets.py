@@ -40,7 +40,7 @@ class Transfer(Struct, eq=False):
     tickets: list[Ticket] = field(default_factory=list)
     running: int = 0
     ranged: bool | None = None  # whether the registry honours ranges; None until it has answered
-    idle: int = 0  # attempts since the last megabyte
+    idle: dict[int, int] = field(default_factory=dict)  # by part: attempts that failed since the last megabyte
     gained: int = 0  # bytes since `idle` was last set back
     again: bool = False  # what was here from earlier was wrong: fetched once more from the beginning
     status: str = WAITING

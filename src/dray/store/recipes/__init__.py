@@ -1,0 +1,1 @@
+"""Rebuilding a layer's blob, byte for byte, from its unpacked files and a record of everything else."""
