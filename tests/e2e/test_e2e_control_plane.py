@@ -181,6 +181,33 @@ def test_containers_do_not_reach_an_api_on_the_hosts_loopback(engine: Engine) ->
         engine.restart()
 
 
+LOADED = (
+    *("/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/etc/gai.conf"),
+    *("/lib/x86_64-linux-gnu/libnss_files.so.2", "/lib/x86_64-linux-gnu/libnss_compat.so.2", "/lib64/libc.so.6"),
+    *("/usr/lib/python3.11/os.py", "/usr/lib/python3.11/encodings/idna.py", "/usr/lib/python3.11/tarfile.py"),
+)
+
+
+def test_nothing_is_loaded_from_the_containers_root(engine: Engine, tmp_path: Path) -> None:
+    """CVE-2019-14271: what a process in the container's root would read by itself is a pipe here that nobody writes
+    to, and the verbs that look into that root do not wait for it."""
+    engine.ok("run", "-d", "--name", "box", "busybox", "sleep", "600")
+    making = "for f in $@; do mkdir -p ${f%/*}; rm -f $f; mkfifo $f; done"
+    engine.ok("exec", "box", "sh", "-c", making, "sh", *LOADED)
+    (tmp_path / "in").write_text("in")
+    for _ in ("running", "stopped"):
+        engine.ok("cp", str(tmp_path / "in"), "box:/tmp/in", timeout=20)
+        engine.ok("cp", "box:/tmp/in", str(tmp_path / "out"), timeout=20)
+        assert (tmp_path / "out").read_text() == "in"
+        engine.ok("export", "-o", str(tmp_path / "all.tar"), "box", timeout=40)
+        assert "A /etc/nsswitch.conf" in engine.ok("diff", "box", timeout=20)
+        if engine.state("box")["Running"]:
+            assert engine.ok("exec", "-u", "daemon", "box", "id", "-un", timeout=20) == "daemon"
+            engine.ok("top", "box", timeout=20)
+            engine.ok("kill", "box")
+    engine.ok("start", "box", timeout=20)
+
+
 DAMAGED = [
     b"",
     b"{",

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -32,6 +32,7 @@ from dray.engine.peers import Peers
 from dray.engine.registry import Registry
 from dray.engine.remap import ROOT, Remap, UserNamespace
 from dray.engine.sandbox import sandbox_ask
+from dray.engine.validate.options import storage_size
 from dray.logs import attributes
 from dray.network import containerfiles, hostfiles
 from dray.network.controller import Controller
@@ -40,10 +41,12 @@ from dray.runtime.model import Mount
 from dray.runtime.served import FUSE_OVERLAY, mapping_words
 from dray.shim.model import LogSpec, MountSpec, TaskCreate
 from dray.shim.tasks import Task, Tasks
-from dray.store.snapshots import Snapshots
+from dray.store.snapshots import SizedSnapshots, Snapshots
 from dray.volumes.table import VolumeTable
 
 log = logging.getLogger(__name__)
+
+_MOUNT_ROOM = 256 << 10  # bytes: what xfs reserves for a directory, and some more
 
 
 class Launcher:
@@ -122,7 +125,8 @@ class Launcher:
             laps.lap("names")
             failpoints.reach("start.named")
             pending, container.pending = container.pending, []
-            task = await self._tasks.create(request, descriptors=descriptors, attachments=pending)
+            with self._room_to_mount(record):
+                task = await self._tasks.create(request, descriptors=descriptors, attachments=pending)
             if mounts is not record.mounts:
                 unpin(run_dir)  # the container has its own clones
         finally:
@@ -136,6 +140,20 @@ class Launcher:
             if point.type == "volume":
                 self._volume_event("mount", record, point)
         return task, attachment.endpoints
+
+    @contextlib.contextmanager
+    def _room_to_mount(self, record: ContainerRecord) -> Iterator[None]:
+        """Let a container of limited size have a little more meanwhile: overlayfs makes a directory when it is
+        mounted, and one that is full would come up read-only, so that nobody could remove anything from it."""
+        size = storage_size(record.host_config)
+        if not size or not isinstance(self._snapshots, SizedSnapshots):
+            yield
+            return
+        self._snapshots.resize(record.id, size + _MOUNT_ROOM)
+        try:
+            yield
+        finally:
+            self._snapshots.resize(record.id, size)
 
     # -- files ---------------------------------------------------------------------------------------------
 

@@ -82,18 +82,18 @@ def limit(path: str | os.PathLike[str], project: int, size: int) -> None:
         _set(fd, project, size)
 
 
-def unlimit(path: str | os.PathLike[str]) -> None:
-    """Lift the limit of a directory's project."""
+def resize(path: str | os.PathLike[str], size: int) -> None:
+    """Change the limit of a directory's project; 0 lifts it."""
     project = project_of(path)
     if project >= _FIRST:
         with owned_fd(_open(path)) as fd:
-            _set(fd, project, 0)
+            _set(fd, project, size)
 
 
 def unlimit_quietly(path: str | os.PathLike[str]) -> None:
     """The same where there may be no limit, no directory or no quota any more."""
     with contextlib.suppress(OSError):
-        unlimit(path)
+        resize(path, 0)
 
 
 def _set(fd: int, project: int, size: int) -> None:

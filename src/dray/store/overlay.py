@@ -250,6 +250,10 @@ class Overlay:
         for path in (own, own.parent / "work"):  # one project: overlayfs renames from one to the other
             quotas.limit(path, project, size)
 
+    def resize(self, key: str, size: int) -> None:
+        """See `SizedSnapshots`."""
+        quotas.resize(self.upper(key), size)
+
     # --- layers
 
     def unpack(self, layers: Sequence[LayerSource], progress: Progress | None = None) -> None:

@@ -147,6 +147,9 @@ class SizedSnapshots(Protocol):
     def limit(self, key: str, size: int) -> None:
         """Let a new active snapshot hold `size` bytes; Unsupported where the file system cannot."""
 
+    def resize(self, key: str, size: int) -> None:
+        """Change that: what is there stays, whatever it takes."""
+
 
 @runtime_checkable
 class TarSnapshots(Protocol):

@@ -236,7 +236,7 @@ class Volumes:
         self._unmount(volume)
         if _quota(volume.name, volume.options):
             with contextlib.suppress(OSError):  # the quota was switched off since
-                quotas.unlimit(self._data(volume.name))
+                quotas.resize(self._data(volume.name), 0)
         self._throw(volume.name)
         self._records.write([Change(_KIND, volume.name, None)])
         self._volumes.pop(volume.name, None)
