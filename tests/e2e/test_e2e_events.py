@@ -123,3 +123,10 @@ def test_headers_come_before_the_first_event(engine: Engine) -> None:
         answer.close()
     finally:
         connection.close()
+
+
+def test_the_epoch_is_a_bound(engine: Engine) -> None:
+    engine.ok("create", "--name", "box", "busybox", "true")
+    told = engine.ok("events", "--since", "0", "--until", str(int(time.time()) + 1), "--filter", "container=box")
+    assert " container create " in told
+    assert engine.ok("events", "--until", "0", "--filter", "container=box") == ""

@@ -112,3 +112,27 @@ def test_root_is_not_the_hosts(engine: Engine) -> None:
     assert "made-inside" not in os.listdir("/")
     assert set(out.split()) >= {"bin", "etc", "proc"}
     assert ".dockerenv" in engine.ok("run", "--rm", "busybox", "ls", "-a", "/")
+
+
+def test_nothing_is_mounted_over_a_part_of_proc(engine: Engine, tmp_path: Path) -> None:
+    """A volume there would hide what is masked, or take writes that the kernel was to get (CVE-2019-16884)."""
+    for flags in (
+        ["-v", "/proc/sys"],
+        ["-v", "named:/proc/self/attr"],
+        ["--tmpfs", "/proc/sys"],
+        ["--privileged", "-v", "/proc/sys"],
+    ):
+        message = engine.fails("run", "--rm", *flags, "busybox", "true", status=125)
+        assert "cannot be mounted because it is inside /proc" in message, flags
+    message = engine.fails("run", "--rm", "-v", f"{tmp_path}:/proc", "busybox", "true", status=125)
+    assert "cannot be mounted because it is inside /proc" in message
+    # Nor by a link that the image has.
+    engine.ok("run", "--name", "maker", "busybox", "ln", "-s", "/proc/sys", "/data")
+    engine.ok("commit", "maker", "linked")
+    message = engine.fails("run", "--rm", "-v", "named:/data", "linked", "true", status=125)
+    assert "cannot be mounted because it is inside /proc" in message
+    # What lxcfs and the like replace may be, and procfs itself.
+    (tmp_path / "uptime").write_text("1 2\n")
+    bind = f"{tmp_path}/uptime:/proc/uptime"
+    assert engine.ok("run", "--rm", "-v", bind, "busybox", "cat", "/proc/uptime") == "1 2"
+    assert engine.ok("run", "--rm", "--pid", "host", "-v", "/proc:/proc", "busybox", "cat", "/proc/1/comm")

@@ -328,6 +328,21 @@ def test_what_the_hosts_network_cannot_have_is_refused(engine: Engine) -> None:
     assert "conflicting options: mac-address and the network mode" in message
 
 
+def test_no_container_joins_its_own_network(engine: Engine) -> None:
+    engine.ok("create", "--name", "me", "--network", "container:me", "busybox", "true")
+    assert "cannot join own network namespace" in engine.fails("start", "me")
+    engine.ok("create", "--name", "one", "--network", "container:two", "busybox", "true")
+    engine.ok("create", "--name", "two", "--network", "container:one", "busybox", "true")
+    assert "cannot join network namespace of a non running container" in engine.fails("start", "one")
+
+
+def test_a_link_to_a_container_that_shares_anothers_network(engine: Engine) -> None:
+    engine.ok("run", "-d", "--name", "db", "busybox", "sleep", "600")
+    engine.ok("run", "-d", "--name", "aside", "--network", "container:db", "busybox", "sleep", "600")
+    address = engine.address("db")
+    assert f"{address}\tx" in engine.ok("run", "--rm", "--link", "aside:x", "busybox", "cat", "/etc/hosts")
+
+
 def test_a_link_to_a_container_that_is_gone_is_no_more(engine: Engine) -> None:
     engine.ok("run", "-d", "--name", "db", "busybox", "sleep", "600")
     engine.ok("create", "--name", "web", "--link", "db", "busybox", "cat", "/etc/hosts")

@@ -71,12 +71,13 @@ def _move_mac_address(
     """Put the container-wide MAC address, which is gone since 1.44, on the endpoint of its main network."""
     mode = host_config.network_mode or "default"
     address = config.mac_address
-    if not address and mode in _FIXED_NETWORKS:  # where clients put it since 1.44
+    fixed = mode in _FIXED_NETWORKS or mode.startswith("container:")
+    if not address and fixed:  # where clients put it since 1.44
         asked = (networking_config.endpoints_config or {}).get(mode)
         address = asked.mac_address if asked is not None else ""
     if not address:
         return []
-    if mode in _FIXED_NETWORKS or mode.startswith("container:"):
+    if fixed:
         raise InvalidParameter("conflicting options: mac-address and the network mode")
     endpoints = networking_config.endpoints_config
     if endpoints is None:

@@ -274,7 +274,9 @@ class Creator:
                     child = self._other(name)
                 except InvalidParameter as error:
                     raise InvalidParameter(f"could not get container for {name}: {error}") from error
-                if child.record.host_config.network_mode == "host":
+                while (mode := child.record.host_config.network_mode).startswith("container:"):
+                    child = self._other(mode.removeprefix("container:"))  # whose network it is
+                if mode == "host":
                     raise InvalidParameter(
                         "conflicting options: host type networking can't be used with links. This would result in "
                         "undefined behavior"

@@ -15,13 +15,16 @@ def parse(text: str) -> bytes:
         if len(key) == 1 and key.isascii():
             keys.append(ord(key))
             continue
-        letter = key.lower().removeprefix("ctrl-")
-        if not key.lower().startswith("ctrl-") or len(letter) != 1:
-            raise InvalidParameter(f"invalid detach keys ({text}): Unknown character: '{key}'")
+        letter = key.removeprefix("ctrl-")
+        if key == "DEL":
+            keys.append(127)
+            continue
+        if not key.startswith("ctrl-") or len(letter) != 1:
+            raise InvalidParameter(f"Invalid detach keys ({text}) provided: Unknown character: '{key}'")
         if "a" <= letter <= "z":
             keys.append(ord(letter) - ord("a") + 1)
         elif letter in _SPECIAL:
             keys.append(_SPECIAL[letter])
         else:
-            raise InvalidParameter(f"invalid detach keys ({text}): Unknown character: '{key}'")
+            raise InvalidParameter(f"Invalid detach keys ({text}) provided: Unknown character: '{key}'")
     return bytes(keys)

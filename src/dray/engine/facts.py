@@ -61,6 +61,7 @@ class FactFinder:
         mounts: its mounts with the sources that they have on the host now (default: the record's)
         """
         host, defaults = record.host_config, self._defaults
+        namespaces = self._namespaces(record)  # first: what it joins runs, so the joining ends somewhere
         files = self._layout.container(self._files_of(record))
         builtin = host.runtime == "dray"
         return Facts(
@@ -72,7 +73,7 @@ class FactFinder:
             resolv_conf=f"{files}/resolv.conf",
             mounts=record.mounts if mounts is None else mounts,
             linked_env=linked_env,
-            namespaces=self._namespaces(record) | ({"user": user.path} if user and user.path else {}),
+            namespaces=namespaces | ({"user": user.path} if user and user.path else {}),
             uid_mappings=mappings(user.maps.uids) if user else (),
             gid_mappings=mappings(user.maps.gids) if user else (),
             shm=self._shm(host.ipc_mode, record.id),
@@ -122,6 +123,8 @@ class FactFinder:
             if not mode.startswith("container:"):
                 continue
             other = self._registry.find(mode.removeprefix("container:"))
+            if other.id == record.id:
+                raise Conflict(f"cannot join own {kind} namespace: name another container")
             if not other.state.running:
                 noun = "non running container" if kind == "network" else "container that is not running"
                 raise Conflict(f"cannot join {kind} namespace of a {noun}: {other.id}")

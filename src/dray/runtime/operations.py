@@ -136,6 +136,7 @@ class MountFilesystem:
             _refuse_link(stage, self.target)
         fd = mounts.make_in_root(stage.root, self.target)
         try:
+            _refuse_in_proc(fd, self.target, procfs=self.type == "proc")
             content = stage.copy_out(fd) if self.options.copy_up else None
             try:
                 self._mount(stage, fd)
@@ -186,6 +187,28 @@ def _refuse_link(stage: Stage, target: str) -> None:
         os.close(fd)
 
 
+# What may be mounted in /proc (lxcfs does); anything else could hide or replace what the kernel guards there. As runc.
+_IN_PROC = frozenset(
+    f"/proc/{name}"
+    for name in (
+        "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
+        "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
+    )
+)  # fmt: skip
+_PROC_SUPER_MAGIC = 0x9FA0
+
+
+def _refuse_in_proc(place: int, target: str, *, procfs: bool) -> None:
+    """Refuse to mount over a part of /proc, however the image's links lead there, and anything but procfs as /proc;
+    `procfs`: what is mounted is one."""
+    if target == "/proc":
+        if procfs:
+            return
+    elif target in _IN_PROC or libc.statfs(place).type != _PROC_SUPER_MAGIC:
+        return
+    raise OSError(errno.EPERM, "cannot be mounted because it is inside /proc", target)
+
+
 @dataclass(frozen=True, slots=True)
 class BindMount:
     """Show a file or directory of the host within the root; `tree` is its clone when that was made before (`idmaps`)."""
@@ -218,6 +241,7 @@ class BindMount:
             try:
                 if stat.S_ISDIR(os.fstat(target).st_mode) != directory:
                     raise self._mismatch(directory=directory)
+                _refuse_in_proc(target, self.target, procfs=libc.statfs(tree).type == _PROC_SUPER_MAGIC)
                 mounts.attach(tree, target)
             finally:
                 os.close(target)

@@ -95,8 +95,9 @@ def _event_format(call: Call) -> tuple[str, bytes]:
 @routes.get("/events")
 async def events(backends: Backends, call: Call) -> StreamResponse:
     """Stream events; the head is flushed at once."""
-    since = unix_nanoseconds(call.text("since"), "since")
-    until = unix_nanoseconds(call.text("until"), "until")
+    # Nothing said is no bound, but 0 is one: the epoch.
+    since = max(1, unix_nanoseconds(call.text("since"), "since")) if call.text("since") else 0
+    until = max(1, unix_nanoseconds(call.text("until"), "until")) if call.text("until") else 0
     if since and until and since > until:
         raise InvalidParameter(
             f"`since` time ({call.text('since')}) cannot be after `until` time ({call.text('until')})"
