@@ -130,3 +130,10 @@ def test_the_epoch_is_a_bound(engine: Engine) -> None:
     told = engine.ok("events", "--since", "0", "--until", str(int(time.time()) + 1), "--filter", "container=box")
     assert " container create " in told
     assert engine.ok("events", "--until", "0", "--filter", "container=box") == ""
+
+
+def test_a_containers_image_is_known_without_its_tag(engine: Engine) -> None:
+    begin = str(time.time())
+    engine.ok("create", "--name", "box", "busybox:latest", "true")
+    told = engine.ok("events", "--since", begin, "--until", str(int(time.time()) + 1), "--filter", "image=busybox")
+    assert "name=box" in told

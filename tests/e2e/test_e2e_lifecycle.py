@@ -249,6 +249,10 @@ def test_ps_and_its_filters(engine: Engine) -> None:
     assert names("since=runs") == {"ended", "made"}
     assert names("before=made") == {"runs", "ended"}
     assert names("network=bridge") == {"runs", "ended", "made"}
+    assert names("network=" + engine.inspect("bridge", kind="network")["Id"][:8]) >= {"runs"}
+    # Without -a only "status" brings those that do not run (as dockerd).
+    for flag, shown in {"since=made": "", "before=made": "runs", "exited=5": "", "status=exited": "ended"}.items():
+        assert engine.ok("ps", "-f", flag, "--format", "{{.Names}}") == shown, flag
     assert engine.ok("ps", "-l", "--format", "{{.Names}}") == "made"
     assert engine.ok("ps", "-n", "2", "--format", "{{.Names}}").split() == ["made", "ended"]
     assert "nosuch" in engine.fails("ps", "-f", "nosuch=1")

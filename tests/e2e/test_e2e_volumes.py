@@ -247,3 +247,7 @@ def test_uses_are_counted_and_what_is_pruned(engine: Engine) -> None:
     assert list(usage()) == ["named"]
     assert "Total reclaimed space: 6B" in engine.ok("volume", "prune", "-f", "-a")
     assert usage() == {}
+
+
+def test_a_bad_filter_is_refused_though_there_are_no_volumes(engine: Engine) -> None:
+    assert "invalid filter 'dangling=[maybe]'" in engine.fails("volume", "ls", "-f", "dangling=maybe").lower()

@@ -103,6 +103,12 @@ class Subscription:
         self._end()
 
 
+def _without_tag(name: str) -> str:
+    """Return an image's name without its tag (a registry's port is none)."""
+    head, slash, last = name.rpartition("/")
+    return head + slash + last.partition(":")[0]
+
+
 def matches(message: EventMessage, filters: Filters) -> bool:
     """Tell whether an event passes the filters (moby `daemon/events/filter.go`)."""
     actor = message.actor
@@ -112,10 +118,11 @@ def matches(message: EventMessage, filters: Filters) -> bool:
         if not wanted:
             continue
         if message.type != kind:
-            if actor.attributes.get(kind, "") not in wanted:
+            other = actor.attributes.get(kind, "")
+            if other not in wanted and not (kind == "image" and _without_tag(other) in wanted):
                 return False
         elif not any(
-            actor.id.startswith(value) or value == name or (kind == "image" and name.partition(":")[0] == value)
+            actor.id.startswith(value) or value == name or (kind == "image" and _without_tag(name) == value)
             for value in wanted
         ):
             return False

@@ -29,9 +29,7 @@ def select(
     _check(filters)
     containers = sorted(registry, key=lambda one: one.record.created, reverse=True)
     containers = _between(registry, containers, filters)
-    if not (
-        show_all or limit > 0 or any(key in filters for key in ("status", "exited", "since", "before", "is-task"))
-    ):
+    if not (show_all or limit > 0 or "status" in filters):  # no other filter brings those that do not run
         containers = [one for one in containers if one.state.running]
     wanted_images = set[str]().union(*(ancestors(name) for name in filters.values_of("ancestor")))
     shown = [one for one in containers if _matches(one, filters, wanted_images)]
@@ -105,7 +103,7 @@ def _name_matches(name: str, filters: Filters) -> bool:
 
 def _on_network(container: Container, value: str) -> bool:
     record = container.record
-    if any(value in (endpoint.network_name, endpoint.network_id) for endpoint in record.endpoints):
+    if any(value == one.network_name or one.network_id.startswith(value) for one in record.endpoints):
         return True
     asked = (record.networking.endpoints_config if record.networking else None) or {}
     return value in asked or record.host_config.network_mode == value

@@ -60,6 +60,7 @@ class VolumeVerbs:
 
     async def list_volumes(self, filters: Filters) -> api.VolumeListResponse:
         """List volumes."""
+        filters.boolean("dangling", True)  # a bad value is an error though there be no volumes
         found, warnings = await self._volumes.list()
         chosen = [self._shown(volume) for volume in found if self._matches(volume, filters)]
         return api.VolumeListResponse(volumes=chosen, warnings=warnings or None)
