@@ -85,6 +85,7 @@ def rich() -> bytes:
         sparse("holes/all", 50_000),
         entry("replaced/by/a/file", b"1"), entry("replaced", b"2"),
         entry("kind", b"1"), folder("kind"),
+        entry("lost/name", b"1"), hardlink("kept", "lost/name"), entry("lost", b"2"),
     )  # fmt: skip
 
 
@@ -231,6 +232,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for tar in (
         make(*(entry(f"f{number}") for number in range(60))),
         make(entry("a/" * 60 + "f")),
+        make(sparse("f", 1 << 40, (0, b"1"))),
         make(*(entry(f"f{number}", pax={"SCHILY.xattr.user.a": "x" * 30_000}) for number in range(5))),
     ):
         with pytest.raises(InvalidParameter, match="overlay2"), image(tar, tmp_path):

@@ -7,7 +7,7 @@ Two kinds of snapshot, both addressed by a key:
 * an *active* one belongs to a container (or a build step); its key is any other text, and it is written to. A *view*
   is an active one that is read-only.
 
-Implementations: `overlay.Overlay` and `vfs.Vfs`; `tests/contract/test_snapshots.py` runs on both. All methods are
+Implementations: see `drivers`; `tests/contract/test_snapshots.py` runs on all of them. All methods are
 synchronous and thread-safe.
 
 What is committed is known by the records (kind `layer`), and the records are written after the directories are

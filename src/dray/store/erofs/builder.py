@@ -15,7 +15,7 @@ from typing import Protocol
 
 from dray.base.errors import InvalidParameter
 from dray.store.erofs import ondisk
-from dray.store.erofs.nodes import Node, Nodes
+from dray.store.erofs.nodes import CHUNKS, Node, Nodes
 from dray.store.layers.extract import NeedsLower
 from dray.store.layers.headers import (
     BLOCK_DEVICE,
@@ -116,7 +116,7 @@ class Builder:
         node.pieces = entry.sparse
         self._budget.write(node.data + entry.size)
         if entry.sparse is not None:
-            self.nodes.take(100 * len(entry.sparse))
+            self.nodes.take(100 * len(entry.sparse) + min(node.size >> 10, 4 * CHUNKS))
             if node.size > _SIZE_MAX:
                 raise InvalidParameter(f"{os.fsdecode(path)}: File too large")
 
@@ -128,8 +128,11 @@ class Builder:
         # Out-of-range times become the epoch, as in Go's archive code.
         node.mtime = entry.mtime if 0 <= entry.mtime <= _MAX_TIME else 0
         node.implicit = False
-        for name, value in entry.xattrs or ():
-            self._attribute(node, name, value)
+        if entry.xattrs:
+            for name, value in entry.xattrs:
+                self._attribute(node, name, value)
+            if sum(len(name) + len(value) + 8 for name, value in (node.xattrs or {}).items()) > 4 * _XATTR_MAX:
+                raise InvalidParameter("too many extended attributes of one file in layer")
 
     def _attribute(self, node: Node, name: bytes, value: bytes) -> None:
         if name.startswith(_OVERLAY_XATTRS) or ondisk.xattr_index(name) is None:
@@ -145,12 +148,14 @@ class Builder:
                 node.mode = node.mode & ~0o777 | _granted(entries)
                 if all(tag in _MINIMAL for tag, _ in entries):
                     return  # it says no more than the mode
+            elif kind != stat.S_IFDIR:
+                return  # only what is made in a directory has defaults
         elif name.endswith(b".") or b"\0" in name or len(name) > 255 or len(value) > _XATTR_MAX:
             raise InvalidParameter(f"invalid extended attribute {name[:80]!r} in layer")
         self.nodes.take(200 + len(name) + len(value))
-        node.xattrs = (node.xattrs or {}) | {name: value}
-        if sum(len(name) + len(value) + 8 for name, value in node.xattrs.items()) > 4 * _XATTR_MAX:
-            raise InvalidParameter("too many extended attributes of one file in layer")
+        if node.xattrs is None:
+            node.xattrs = {}
+        node.xattrs[name] = value
 
     # --- hard links
 

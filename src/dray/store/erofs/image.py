@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 from dray.base.errors import InvalidParameter
 from dray.store.erofs import ondisk
-from dray.store.erofs.nodes import Node, Nodes
+from dray.store.erofs.nodes import CHUNKS, Node, Nodes
 from dray.store.layers.stream import Budget
 
 DATA_AT = 4096
 _DEVICE_TABLE_AT = 2048
 _OTHER = 1 << 31  # the first address of a tar that is another file
-_CHUNKS = 1 << 16  # of one file with holes, at most
 _SMALLEST = 12  # bits of the smallest chunk
 _PIECE = 1 << 20
 
@@ -97,7 +96,7 @@ def copy_between(source: int, at: int, target: int, to: int, size: int) -> None:
 
 def _chunked(space: Space, node: Node) -> _Chunks:
     """Lay out a file with holes: chunks that lie as they must in the tar stay there, the others are copied."""
-    bits = max(_SMALLEST, (max(node.size, 1) - 1).bit_length() - _CHUNKS.bit_length() + 1)
+    bits = max(_SMALLEST, (max(node.size, 1) - 1).bit_length() - CHUNKS.bit_length() + 1)
     size = 1 << bits
     addresses = [ondisk.NOWHERE] * (_up(node.size, size) >> bits)
     copies: dict[int, int] = {}
@@ -250,20 +249,22 @@ def _inodes(root: Node) -> Iterator[Node]:
     """Yield every inode once: the root, then directory by directory what is in it, sorted."""
     yield root
     waiting = [root]
-    seen: set[Node] = set()
+    names: dict[Node, int] = {}  # of files with several, as far as they are still in the tree
     while waiting:
         children = waiting.pop().children or {}
         below = []
         for name in sorted(children):
             child = children[name]
             if child.links > 1 and child.children is None:
-                if child in seen:
+                names[child] = names.get(child, 0) + 1
+                if names[child] > 1:
                     continue
-                seen.add(child)
             yield child
             if child.children is not None:
                 below.append(child)
         waiting += below[::-1]
+    for node, links in names.items():
+        node.links = links
 
 
 def _write_all(file: int, at: int, parts: Sequence[bytes | bytearray]) -> None:

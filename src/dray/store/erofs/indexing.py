@@ -64,7 +64,7 @@ class _LowerFiles:
 
     def __init__(self, lower: LowerLayers) -> None:
         self._lower = lower
-        self.wanted: list[tuple[Node, int]] = []  # what is to be copied, and the open file
+        self._wanted: list[tuple[Node, bytes]] = []
 
     def fetch(self, path: bytes) -> tuple[bytes, Node] | None:
         found = self._lower.find(path)
@@ -73,14 +73,12 @@ class _LowerFiles:
         source, base, resolved = found
         try:
             status = os.lstat(base, dir_fd=source)
-            node = Node(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns)
+            node = Node(status.st_mode, status.st_uid, status.st_gid, max(status.st_mtime_ns, 0))
             if stat.S_ISLNK(status.st_mode):
                 node.target = os.readlink(base, dir_fd=source)
             elif stat.S_ISREG(status.st_mode):
                 node.size = status.st_size
-                self.wanted.append(
-                    (node, os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source))
-                )
+                self._wanted.append((node, resolved))
             elif not stat.S_ISDIR(status.st_mode):
                 node.device = os.major(status.st_rdev), os.minor(status.st_rdev)
             node.xattrs = attributes_of(b"/proc/self/fd/%d/%s" % (source, base)) or None
@@ -90,14 +88,19 @@ class _LowerFiles:
 
     def copy(self, space: Space) -> None:
         """Copy them all."""
-        for node, file in self.wanted:
-            node.copy = space.room(node.size)
-            copy_between(file, 0, space.file, node.copy, node.size)
-
-    def close(self) -> None:
-        """Close what is open."""
-        for _, file in self.wanted:
-            os.close(file)
+        for node, path in self._wanted:
+            found = self._lower.find(path)
+            assert found is not None, path
+            source, base, _ = found
+            try:
+                file = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+            finally:
+                os.close(source)
+            try:
+                node.copy = space.room(node.size)
+                copy_between(file, 0, space.file, node.copy, node.size)
+            finally:
+                os.close(file)
 
 
 def attributes_of(path: bytes) -> dict[bytes, bytes]:
@@ -129,8 +132,6 @@ def index_layer(
         file = os.open(f"{os.fspath(directory)}/{IMAGE}", _FLAGS, 0o600)
         scope.callback(os.close, file)
         files = None if lower is None else _LowerFiles(LowerLayers(lower))
-        if files is not None:
-            scope.callback(files.close)
         builder = Builder(budget, files)
         space = _link(layer, directory, file, builder, budget, tell) or _store(layer, file, builder, budget, tell)
         if not space.own:

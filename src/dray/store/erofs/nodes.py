@@ -15,6 +15,7 @@ from dray.base.errors import InvalidParameter
 
 LIMIT = 1 << 21  # inodes of one layer: about 500 bytes of memory each
 TEXT = 256 << 20  # bytes of names, link targets and attributes of one layer
+CHUNKS = 1 << 16  # of one file with holes, at most: four bytes each
 _NAME_MAX = 255
 _PATH_MAX = 4096
 _LINKS = 40
