@@ -66,7 +66,7 @@ from dray.server.listeners import Servers, refuse_taken
 from dray.shim.spawn import Zygote
 from dray.shim.tasks import Tasks
 from dray.store.content import ContentStore
-from dray.store.drivers import check_discarding, open_driver
+from dray.store.drivers import open_driver
 from dray.store.images import Images
 from dray.store.metadata import Metadata
 from dray.volumes.local import Volumes
@@ -280,8 +280,6 @@ class House:
 
     async def start(self) -> None:
         """Bring back everything that was acknowledged earlier; afterwards the engine may be asked."""
-        if self.config["discard-compressed-layers"]:
-            check_discarding(self.snapshots.name)
         self.registry.load(self.snapshots.name)
         self._refuse_orphans()
         if has_apparmor():

@@ -89,15 +89,6 @@ def check_options(options: Sequence[str]) -> None:
         raise InvalidParameter(f"storage-opt {option!r} cannot be set: {reason}; take it out")
 
 
-def check_discarding(name: str) -> None:
-    """Refuse to drop the blobs of layers that a driver does not keep as files; InvalidParameter."""
-    if name == "erofs":
-        raise InvalidParameter(
-            "discard-compressed-layers: blobs cannot be made again from layers of storage driver erofs: leave the option "
-            "away, or use overlay2"
-        )
-
-
 def open_driver(root: str, records: Records, asked: str = "") -> Driver:
     """Open the driver that the data root `root` is to be used with; the errors of `check_name` and of the driver,
     Conflict if it cannot be known which."""
