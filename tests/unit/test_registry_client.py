@@ -345,6 +345,43 @@ def test_a_blob_that_trickles_is_given_up(opened, monkeypatch):
         read_all(opened(server).blob(BLOB_DESCRIPTOR))
 
 
+def test_a_blob_over_tls(opened, monkeypatch, tmp_path, authority):
+    """It is read in another way: that one is bounded, checked and broken off as well."""
+    from dray.registry import transport
+
+    rest, ended = BLOB[10:], threading.Event()
+
+    def trickle():
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BLOB) + BLOB[:10]
+        for byte in rest:
+            time.sleep(0.02)
+            yield bytes([byte])
+
+    def hang():
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BLOB) + BLOB[:10]
+        ended.wait(20)
+
+    def short():
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(BLOB) + BLOB[:10]
+
+    answers = {"whole": lambda: (200, {}, BLOB), "trickle": trickle, "hang": hang, "short": short}
+    with FakeServer(lambda r: answers[r.path.split("/")[2]](), tls=authority, folder=tmp_path / "tls") as server:
+        assert read_all(opened(server, path="whole/b").blob(BLOB_DESCRIPTOR)) == BLOB
+        with pytest.raises(Unavailable, match="unexpected EOF"):
+            read_all(opened(server, path="short/b").blob(BLOB_DESCRIPTOR))
+        repository = opened(server, path="hang/b")
+        timer = threading.Timer(0.3, repository.close)
+        with repository.blob(BLOB_DESCRIPTOR) as blob:
+            timer.start()
+            with pytest.raises(Unavailable, match="context canceled"):
+                read_all(blob)
+        timer.join()
+        ended.set()
+        monkeypatch.setattr(transport, "WINDOW", 0.05)
+        with pytest.raises(Unavailable, match="stalls"):
+            read_all(opened(server, path="trickle/b").blob(BLOB_DESCRIPTOR))
+
+
 def test_has_blob(opened):
     with FakeServer(lambda r: (200, {}, b"") if r.path.endswith(DIGEST) else (404, {}, b"")) as server:
         repository = opened(server)

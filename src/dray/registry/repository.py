@@ -115,6 +115,7 @@ class RemoteRepository:
 
         def ask(session: Session) -> Descriptor | None:
             response = session.exchange("HEAD", session.url(_manifest(reference)), headers=_ACCEPT)
+            response.read(1)  # ends the answer: only then another thread may have the connection
             response.release()
             if response.status in (401, 429) or response.status >= 500:
                 session.expect(response, 200, name=self._named(reference))
@@ -206,6 +207,7 @@ class RemoteRepository:
     def _head_of_blob(self, digest: str) -> Response | None:
         def ask(session: Session) -> Response | None:
             response = session.exchange("HEAD", session.url(_blob(digest)))
+            response.read(1)  # ends the answer: only then another thread may have the connection
             response.release()
             return None if response.status == 404 else session.expect(response, 200)
 

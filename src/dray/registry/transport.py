@@ -249,15 +249,19 @@ class Transport:
         only at its end. For TLS, which comes in records of 16 KB: by `read`, each would be copied three times.
         """
         body: Any = response.raw._original_response  # type: ignore[attr-defined]
-        seconds = BLOCK / FLOOR * WINDOW
-        try:
-            with self.within(response, seconds) as expired:
-                count: int = body.readinto(view)
-        except (HTTPException, OSError, ValueError) as error:
-            raise self._broken(response, error) from error
-        if expired.is_set() or (count < len(view) and self.closed.is_set()):
-            raise self._broken(response, TimeoutError(f"not {BLOCK} bytes in {seconds:.0f} s"))
-        return count
+        seconds, cause, count = BLOCK / FLOOR * WINDOW, None, 0
+        with self.within(response, seconds) as expired:
+            try:
+                count = body.readinto(view)
+            except (HTTPException, OSError, ValueError) as error:
+                cause = error
+        if expired.is_set() and not self.closed.is_set():
+            response.close()
+            words = f"the registry stalls: less than {BLOCK} bytes in {seconds:.0f} s"
+            raise Unavailable(f"{response.request}: {words}") from cause
+        if cause is not None or (count < len(view) and self.closed.is_set()):
+            raise self._broken(response, cause or EOFError()) from cause
+        return int(count)
 
     def _broken(self, response: Response, error: Exception) -> Unavailable:
         """Drop a connection; return the error for what happened to it."""
