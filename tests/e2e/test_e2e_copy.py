@@ -441,3 +441,5 @@ def test_the_working_directory_is_there_before_the_start(engine: Engine, tmp_pat
     engine.ok("create", "--name", "inside", "-w", "/out/made-by-dray", "linked", "ls", "/srv")
     assert not Path("/srv/made-by-dray").exists()
     assert engine.ok("start", "-a", "inside") == "made-by-dray"
+    engine.ok("rm", "inside")
+    engine.ok("rmi", "linked")

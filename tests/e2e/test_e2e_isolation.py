@@ -130,6 +130,7 @@ def test_nothing_is_mounted_over_a_part_of_proc(engine: Engine, tmp_path: Path) 
     engine.ok("run", "--name", "maker", "busybox", "ln", "-s", "/proc/sys", "/data")
     engine.ok("commit", "maker", "linked")
     message = engine.fails("run", "--rm", "-v", "named:/data", "linked", "true", status=125)
+    engine.ok("rmi", "linked")
     assert "cannot be mounted because it is inside /proc" in message
     # What lxcfs and the like replace may be, and procfs itself.
     (tmp_path / "uptime").write_text("1 2\n")

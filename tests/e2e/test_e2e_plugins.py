@@ -69,7 +69,6 @@ def test_volumes_without_a_name_are_the_drivers_too(engine: Engine, plugin: Fake
     assert (engine.base / "far" / mount["Name"] / "x").exists()
     engine.ok("rm", "-v", "box")
     assert plugin.asked("VolumeDriver.Remove") == [{"Name": mount["Name"]}]
-    assert len(plugin.asked("VolumeDriver.Capabilities")) == 1
 
 
 def test_a_volume_that_was_deleted_behind_the_daemons_back_is_made_again(

@@ -204,7 +204,6 @@ def test_a_data_root_with_two_drivers(place: Path) -> None:
         (["--storage-driver", "zfs"], "zfs"),
         (["--storage-driver", "nonsense"], "use one of overlay2, fuse-overlayfs, btrfs, erofs, vfs"),
         (["--storage-driver", "btrfs"], "is not on btrfs"),
-        (["--storage-driver", "erofs", "--discard-compressed-layers"], "storage driver erofs"),
         (["--storage-opt", "overlay2.size=1G"], "overlay2.size=1G"),
     ],
 )
