@@ -24,8 +24,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
-TESTS_parts := tests/unit tests/contract tests/kernel tests/parity tests/fuzz tests/vm
+TESTS_parts := tests/unit tests/contract tests/kernel tests/parity tests/fuzz
 TESTS_whole := tests/e2e
+TESTS_vm := tests/vm
 BENCH_FLAGS ?=
 SOAK_FLAGS ?=
 SECONDS ?= 600
@@ -69,16 +70,13 @@ check: venv
 deps:
 	@tools/install-debian-packages.sh $(DEBIAN_PACKAGES)
 
-# Two runs side by side, since most tests wait: their dots come mixed, each ends with its own summary.
+# Three runs side by side, since most tests wait: their dots come mixed, each ends with its own summary.
 test: venv deps
-	@$(MAKE) --no-print-directory --jobs=2 test-parts test-whole
+	@$(MAKE) --no-print-directory --jobs=3 test-parts test-whole test-vm
 
-# With PYTEST_FLAGS it is no failure that one of the two has no such test (pytest's exit status 5).
-test-parts test-whole: test-%: venv deps
+# With PYTEST_FLAGS it is no failure that one of the three has no such test (pytest's exit status 5).
+test-parts test-whole test-vm: test-%: venv deps
 	$(BIN)/python -m pytest $(TESTS_$*) $(PYTEST_FLAGS) || { test $$? = 5 && test -n "$(PYTEST_FLAGS)"; }
-
-test-vm: venv deps
-	$(BIN)/python -m pytest tests/vm $(PYTEST_FLAGS)
 
 run: $(VENV)/.package
 	@tools/hello.sh $(BIN)
