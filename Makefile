@@ -24,8 +24,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
-TESTS_parts := tests/unit tests/contract tests/kernel tests/parity tests/fuzz
-TESTS_whole := tests/e2e
+TESTS_parts := tests/unit tests/contract tests/kernel tests/fuzz tests/vm
+TESTS_whole := tests/e2e tests/parity
 TESTS_vm := tests/vm
 BENCH_FLAGS ?=
 SOAK_FLAGS ?=
@@ -70,11 +70,11 @@ check: venv
 deps:
 	@tools/install-debian-packages.sh $(DEBIAN_PACKAGES)
 
-# Three runs side by side, since most tests wait: their dots come mixed, each ends with its own summary.
+# Two runs side by side, since most tests wait: their dots come mixed, each ends with its own summary.
 test: venv deps
-	@$(MAKE) --no-print-directory --jobs=3 test-parts test-whole test-vm
+	@$(MAKE) --no-print-directory --jobs=2 test-parts test-whole
 
-# With PYTEST_FLAGS it is no failure that one of the three has no such test (pytest's exit status 5).
+# With PYTEST_FLAGS it is no failure that one of the two has no such test (pytest's exit status 5).
 test-parts test-whole test-vm: test-%: venv deps
 	$(BIN)/python -m pytest $(TESTS_$*) $(PYTEST_FLAGS) || { test $$? = 5 && test -n "$(PYTEST_FLAGS)"; }
 

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from support.engines import ENGINES, Engine
@@ -28,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Ended from outside, the session still takes its engines down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hypothesis.settings.register_profile("dray", deadline=None)  # how long an example takes says nothing of it
+    hypothesis.settings.load_profile("dray")
     # The machine's firewalld is not to be told of bridges in private namespaces.
     os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = "unix:path=/nonexistent"
     config.addinivalue_line("markers", "drayd_only(reason): dockerd is known to do otherwise, or cannot")
