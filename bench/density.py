@@ -56,7 +56,12 @@ def share(pid: int) -> int:
 
 
 def start(engine: Engine, number: int) -> None:
-    body = {"Image": "busybox", "Cmd": ["sleep", "100000"], "Healthcheck": CHECK}
+    body = {
+        "Image": "busybox",
+        "Cmd": ["sleep", "100000"],
+        "Healthcheck": CHECK,
+        "HostConfig": {"NetworkMode": "dense"},  # the default bridge of a bench has 253 addresses
+    }
     status, _, answer = engine.api("POST", f"/containers/create?name=dense-{number}", body)
     assert status == 201, answer
     status, _, answer = engine.api("POST", f"/containers/dense-{number}/start")
@@ -69,6 +74,7 @@ def measure(world: World, name: str, count: int, seconds: int) -> dict[str, Any]
         engine.start()
         engine.load(cache.busybox_archive())
         engine.ok("run", "--rm", "busybox", "true")
+        engine.ok("network", "create", "--subnet", "10.231.0.0/20", "dense")
         time.sleep(2)
         free, idle = available(), sum(share(pid) for pid in world.processes())
         begin = time.monotonic()
