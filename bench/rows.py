@@ -55,7 +55,8 @@ class Row:
         """Done once, before the first measurement."""
 
     def measure(self, engine: Engine) -> float:
-        raise NotImplementedError
+        """The figure of a row that has one; a row with several has `figures` instead."""
+        raise TypeError(f"{type(self).__name__} says neither `measure` nor `figures`")
 
     def clean(self, engine: Engine) -> None:
         engine.remove_everything()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.engines import Engine
+from support.engines import Engine, dray
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -59,19 +57,6 @@ ASKS = {
     ],
     "network": ["-d", "--network", "name=own,alias=other,ip=172.29.6.7", "busybox", "sleep", "600"],
 }
-
-
-def dray(engine: Engine, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dray.cli", *words],
-        env=engine.env | {"PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def ask(engine: Engine, name: str) -> dict[str, Any]:

@@ -67,17 +67,7 @@ def test_what_dockerd_reloads_is_reloaded(engine: Engine, file: Path) -> None:
     assert engine.ok("run", "--rm", "--name", "second", "busybox", "echo", "ran") == "ran"
     assert "start of second" in engine.log.read_text()  # a line of the level debug
     assert engine.state("box")["Pid"] == pid
-    events = engine.ok(
-        "events",
-        "--since",
-        str(begin),
-        "--until",
-        str(int(time.time()) + 1),
-        "-f",
-        "type=daemon",
-        "--format",
-        "{{json .}}",
-    )
+    events = engine.told(begin, "-f", "type=daemon", "--format", "{{json .}}")
     event = json.loads(events.splitlines()[-1])
     attributes = event["Actor"]["Attributes"]
     assert (event["Action"], event["Actor"]["ID"]) == ("reload", info["ID"])

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def until(condition: Callable[[], Any], *, timeout: float = 20, what: str = "") 
         time.sleep(0.02)
 
 
-class Engine:
+class Engine(ABC):
     """A daemon with its own socket, folders and bridge. Subclasses say how it is started."""
 
     name = ""
@@ -94,9 +95,9 @@ class Engine:
 
     # -- the daemon's life
 
+    @abstractmethod
     def command(self) -> list[str]:
         """The daemon's command line."""
-        raise NotImplementedError
 
     def common_flags(self) -> list[str]:
         return [
@@ -279,6 +280,11 @@ class Engine:
             return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
         finally:
             connection.close()
+
+    def told(self, since: float, *flags: str) -> str:
+        """What `docker events` tells from a moment (Unix seconds) until now, with these flags."""
+        until = str(int(time.time()) + 1)  # the whole second: the client waits for its end
+        return self.ok("events", "--since", str(since), "--until", until, *flags)
 
     def get(self, path: str) -> Any:
         """GET and decode; insists on 200."""

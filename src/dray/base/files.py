@@ -41,20 +41,14 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o600
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """Put a directory's entries on disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with owned_fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sync_file(path: str | os.PathLike[str]) -> None:
     """Put a file that somebody else wrote on disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with owned_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as fd:
         os.fdatasync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ not published, and nothing is filtered: the containers are hosts on that wire.
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 
 from dray.base.errors import Forbidden, Internal, InvalidParameter
 from dray.linux import link_kinds, links
@@ -23,7 +24,7 @@ from dray.network import bandwidth, options
 from dray.network.model import Endpoint, Network
 
 
-class ParentDriver:
+class ParentDriver(ABC):
     """What macvlan and ipvlan have in common: the parent. Borrows the host's rtnetlink socket."""
 
     name = ""
@@ -101,14 +102,15 @@ class ParentDriver:
                 ) from None
             raise link_kinds.missing(error, self.name) from None
 
-    def ready(self, network: Network, endpoint: Endpoint) -> None:
+    def ready(self, network: Network, endpoint: Endpoint) -> None:  # noqa: B027 - doing nothing is right
         """Nothing stands between the interface and the wire."""
 
-    def unplug(self, network: Network, endpoint: Endpoint) -> None:
+    def unplug(self, network: Network, endpoint: Endpoint) -> None:  # noqa: B027 - as above
         """The interface is in the sandbox alone: it goes with it, or is deleted there."""
 
+    @abstractmethod
     def _request(self, network: Network, endpoint: Endpoint, parent: Link, netns: int) -> Request:
-        raise NotImplementedError
+        """Return the netlink request that makes an endpoint's interface in a namespace."""
 
     def _ours(self, link: Link) -> bool:
         return link.alias.startswith(f"{self._owner}/")

@@ -15,6 +15,7 @@ import contextlib
 import os
 import stat
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from dray.store.trash import Remover, remove_entry
 _ROOT_MODE = 0o755
 
 
-class WholeTrees:
+class WholeTrees(ABC):
     """`snapshots.Snapshots` over directories that hold whole file systems."""
 
     name = ""
@@ -41,13 +42,13 @@ class WholeTrees:
         self._ledger = Ledger(self._root, records, self.name, remover=remover)
         self._unpacking = threading.Lock()
 
+    @abstractmethod
     def _make(self, target: Path) -> None:
         """Make the empty directory `target`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _copy(self, source: Path, target: Path) -> None:
         """Make the directory `target` as a copy of `source`."""
-        raise NotImplementedError
 
     def _differences(self, new: Path, old: Path | None) -> builtins.list[Change]:
         """Return how a tree differs from the one that it is a copy of."""

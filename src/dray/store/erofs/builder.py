@@ -30,9 +30,8 @@ from dray.store.layers.headers import (
 )
 from dray.store.layers.stream import Budget
 from dray.store.layers.tree import clean
-from dray.store.layers.whiteouts import OPAQUE, WHITEOUT
+from dray.store.layers.whiteouts import OPAQUE, WHITEOUT, hidden_name
 
-_META = b".wh..wh."
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _KINDS = {
     REGULAR: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK, CHAR: stat.S_IFCHR,
@@ -174,12 +173,7 @@ class Builder:
             self.nodes.put(parent, base, node)
 
     def _present(self, target: bytes) -> Node | None:
-        above, _, base = target.rpartition(b"/")
-        try:
-            parent = self.nodes.directory(above, make=False)
-        except FileNotFoundError:
-            return None
-        node = (parent.children or {}).get(base)
+        node = self._own(target)
         return None if node is None or (stat.S_ISCHR(node.mode) and node.device == (0, 0)) else node
 
     def _fetch(self, target: bytes, path: bytes) -> Node:
@@ -203,13 +197,17 @@ class Builder:
         return node
 
     def _hides(self, target: bytes) -> bool:
+        node = self._own(target)
+        return node is not None and node.whiteout
+
+    def _own(self, target: bytes) -> Node | None:
+        """Return what this layer itself has at a path."""
         above, _, base = target.rpartition(b"/")
         try:
             parent = self.nodes.directory(above, make=False)
         except FileNotFoundError:
-            return False
-        node = (parent.children or {}).get(base)
-        return node is not None and node.whiteout
+            return None
+        return (parent.children or {}).get(base)
 
     # --- whiteouts
 
@@ -221,11 +219,9 @@ class Builder:
             else:
                 self.opaque_root = True
             return
-        if base.startswith(_META):
-            return  # aufs kept its own state under such names
-        name = base[len(WHITEOUT) :]
-        if name in (b"", b".", b".."):
-            raise InvalidParameter(f"invalid whiteout in layer: {os.fsdecode(above + b'/' + base)}")
+        name = hidden_name(above, base)
+        if name is None:
+            return
         parent = self.nodes.directory(above)
         assert parent.children is not None
         old = parent.children.get(name)

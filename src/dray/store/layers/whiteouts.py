@@ -23,6 +23,17 @@ OPAQUE_XATTR = b"trusted.overlay.opaque"
 _META = b".wh..wh."
 
 
+def hidden_name(above: bytes, base: bytes) -> bytes | None:
+    """Return what the whiteout `base` (not the opaque one) in the directory `above` hides; None for aufs's own state,
+    which it kept under such names. InvalidParameter for one of `.` or `..`."""
+    if base.startswith(_META):
+        return None
+    name = base[len(WHITEOUT) :]
+    if name in (b"", b".", b".."):
+        raise InvalidParameter(f"invalid whiteout in layer: {os.fsdecode(above + b'/' + base)}")
+    return name
+
+
 class Whiteouts:
     """The whiteouts of one layer. `make_room(parent, base, path)` removes what stands at a path.
 
@@ -76,11 +87,9 @@ class Whiteouts:
         if base == OPAQUE:
             self._opaque_directory(above)
             return
-        if base.startswith(_META):
-            return  # aufs kept its own state under such names
-        name = base[len(WHITEOUT) :]
-        if name in (b"", b".", b".."):
-            raise InvalidParameter(f"invalid whiteout in layer: {os.fsdecode(above + b'/' + base)}")
+        name = hidden_name(above, base)
+        if name is None:
+            return
         path = above + b"/" + name if above else name
         self.uncover(above)
         try:
